@@ -456,11 +456,18 @@ def _affine_to_json(size: Affine) -> int | dict[str, int]:
     return terms | {"constant": size.constant} if size.constant else terms
 
 
+_LARGEST = 2**53
+"""Whole number in a size of a trace; larger ones are none in floating point either."""
+
+
 def _affine_from_json(value: Any) -> Affine:
+    numbers = list(value.values()) if isinstance(value, dict) else [value]
+    if not all(isinstance(number, int) and abs(number) <= _LARGEST for number in numbers):
+        raise ValueError(
+            f"a size is neither a whole number up to {_LARGEST} nor such numbers by variable"
+        )
     if isinstance(value, int):
         return Affine(constant=value)
-    if not isinstance(value, dict) or not all(isinstance(c, int) for c in value.values()):
-        raise ValueError("a size is neither a whole number nor whole numbers by variable")
     unknown = sorted(set(value) - {*VARIABLES, "constant"})
     if unknown:
         raise ValueError(f"variables {unknown} are not among {list(VARIABLES)}")

@@ -74,6 +74,7 @@ def test_a_trace_survives_the_disk(tmp_path):
             "line 3: a size is neither a whole number",
         ),
         ({"sizes": {"m": ["tokens"], "n": 1, "k": 1}}, "line 3: a size is neither a whole number"),
+        ({"sizes": {"m": 10**20, "n": 1, "k": 1}}, "line 3: a size is neither a whole number"),
         ({"dtype": "float3"}, "line 3: dtype 'float3'"),
     ],
 )
