@@ -12,6 +12,7 @@ from collections.abc import Collection, Iterable
 from itertools import count
 from pathlib import Path
 
+from hardware_profiles.whole_files import read_text
 from simulator.workload.schedules.checks import check_schedule
 from simulator.workload.schedules.order import Action, Schedule, parse_action
 
@@ -30,11 +31,10 @@ def read_schedule(path: Path) -> Schedule:
         ValueError: one line with the file, the line in it, what is wrong and what is allowed.
     """
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        reason = error.strerror if isinstance(error, OSError) else "is no text"
+        lines = read_text(path, where=str(path)).splitlines()
+    except ValueError as error:
         raise ValueError(
-            f"{path}: {reason}; allowed: a schedule as `dsv3sim show schedule` prints it"
+            f"{error}; allowed: a schedule as `dsv3sim show schedule` prints it"
         ) from None
     rows: list[tuple[Action, ...]] = []
     line_of: list[int] = []

@@ -63,5 +63,12 @@ def test_a_broken_file_is_refused_in_one_line(text: str, message: str, tmp_path:
 
 
 def test_a_file_that_is_not_there_is_named(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"no.txt: No such file or directory; allowed: a schedule"):
+    with pytest.raises(
+        ValueError, match=r"no.txt: cannot be read: No such file or directory; allowed"
+    ):
         read_schedule(tmp_path / "no.txt")
+
+
+def test_what_has_no_end_is_not_read():
+    with pytest.raises(ValueError, match="/dev/zero: cannot be read: not a file; allowed: a sched"):
+        read_schedule(Path("/dev/zero"))
