@@ -124,7 +124,7 @@ def _dense(o: Operator, dtype: str) -> int:
 
 
 def _unary() -> Kind:
-    """[rows, columns] in, [rows, columns] out; scales where either side is quantised."""
+    """What turns rows into rows of the same size; scales where either side is quantised."""
     return Kind(
         sizes=("rows", "columns"),
         bytes_read=lambda o: tiled(o.dtype, o["rows"], o["columns"]),
