@@ -12,6 +12,7 @@ from cost_models import (
     WITHOUT_TRACE,
     fitted,
     gemm,
+    operator,
 )
 from made_up_rows import made_up
 
@@ -185,6 +186,43 @@ def test_a_product_of_another_result_borrows_from_its_own_operand_type_first():
     asked = ("gemm", "mxfp8_e4m3", "float32", False)
     model, borrowed = LearnedKernels.model(SimpleNamespace(families=families), asked, False)
     assert (model.rows, borrowed) == (10, True)
+
+
+def test_a_kind_borrows_from_its_own_rows_under_the_same_condition_alone():
+    families = {
+        (overlapped, (kind, "fp8_e4m3", "bfloat16", False)): SimpleNamespace(rows=rows)
+        for overlapped, kind, rows in (
+            (False, "gemm", 10),
+            (True, "gemm", 100),
+            (False, "grouped_gemm", 1000),
+        )
+    }
+    asked = ("gemm", "fp8_e4m3", "float32", False)
+    for overlapped, rows in ((False, 10), (True, 100)):
+        model, borrowed = LearnedKernels.model(
+            SimpleNamespace(families=families), asked, overlapped
+        )
+        assert (model.rows, borrowed) == (rows, True)
+    of_no_rows = ("rmsnorm", "bfloat16", "bfloat16", False)
+    assert LearnedKernels.model(SimpleNamespace(families=families), of_no_rows, False) == (
+        None,
+        True,
+    )
+
+
+def test_every_kernel_takes_twice_as_long_on_a_gpu_of_half_of_every_rate():
+    calibration = CALIBRATION.model_copy(update={"completed_by": ()})
+    half = {"hbm_bandwidth": H800.hbm_bandwidth / 2, "sm_clock": H800.sm_clock / 2}
+    peaks = {dtype: peak / 2 for dtype, peak in H800.peak_compute.items()}
+    slow = H800.model_copy(update={**half, "peak_compute": peaks})
+    norm = operator("rmsnorm", dtype="bfloat16", rows=4096, columns=7168)
+    for op in (gemm(4096, 1536, 7168), norm):
+        asked = family_of(op), batch_of([op]), np.array([132.0]), False
+        (whole, *_), (halved, *_) = (
+            CalibratedKernels(calibration, gpu, ROWS).compute(*asked, widths=True)
+            for gpu in (H800, slow)
+        )
+        assert halved == pytest.approx(2 * whole, rel=1e-12)
 
 
 def test_another_gpu_is_told_what_the_measured_one_was_and_restates_it():

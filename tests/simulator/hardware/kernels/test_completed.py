@@ -175,6 +175,18 @@ def test_what_work_raises_a_time_by_raises_its_interval_by():
     assert [float(part[0]) for part in found] == pytest.approx([3.0, 1.5, 6.0, MEASURED])
 
 
+@pytest.mark.parametrize(
+    ("kind", "model", "restated"),
+    [("mla_decode", "rows", False), ("mla_decode", None, True), ("gemm", "rows", True)],
+)
+def test_no_row_bounds_a_kernel_on_the_measured_gpu_nor_without_rows_nor_a_product(
+    kind, model, restated
+):
+    answering = SimpleNamespace(model=lambda *_: (model, False), restated=restated)
+    kernels = SimpleNamespace(_answering=lambda _: answering, _restated_floors={})
+    assert CompletedKernels._restated_floor(kernels, (kind,), False) is None
+
+
 def test_what_more_rows_raise_a_time_by_raises_its_interval_by(monkeypatch):
     monkeypatch.setattr(completed, "least_seconds", lambda *_, memory_share: np.zeros(1))
     kernels = SimpleNamespace(
