@@ -21,9 +21,11 @@ from pydantic import (
     BeforeValidator,
     ConfigDict,
     Field,
+    GetCoreSchemaHandler,
     ValidationError,
     model_validator,
 )
+from pydantic_core import CoreSchema, PydanticKnownError, core_schema
 
 from hardware_profiles.by_content import Keyed
 from hardware_profiles.suggestions import closest, did_you_mean, meant_or_known
@@ -91,6 +93,13 @@ class Profile(BaseModel):
     sources: dict[str, str] = {}
     """Where each value comes from: {field: datasheet, paper section or table}."""
 
+    @classmethod
+    def __get_pydantic_core_schema__(
+        cls, source: Any, handler: GetCoreSchemaHandler, /
+    ) -> CoreSchema:
+        schema: CoreSchema = _numbers_alone(handler(source), cls)
+        return schema
+
     @model_validator(mode="after")
     def _sources_name_fields(self) -> "Profile":
         known = set(type(self).model_fields) - {"sources"}
@@ -100,6 +109,38 @@ class Profile(BaseModel):
                 f"sources names the unknown field {unknown[0]!r}; known: {_listed(known)}"
             )
         return self
+
+
+def _numbers_alone(schema: Any, model: type[Profile]) -> Any:
+    """A model's schema whose numbers are none of true and false, which Python counts as 1 and 0.
+
+    Profiles in its fields have schemas of their own.
+    """
+    match schema:
+        case {"type": "model", "cls": inner} if inner is not model:
+            return schema
+        case {"type": "int" | "float" as number}:
+            return _not_boolean(schema, PydanticKnownError(f"{number}_type"))
+        case {"type": "literal", "expected": allowed} if all(type(one) is int for one in allowed):
+            *first, last = map(str, allowed)
+            expected = f"{', '.join(first)} or {last}" if first else last
+            return _not_boolean(schema, PydanticKnownError("literal_error", {"expected": expected}))
+        case dict():
+            return {name: _numbers_alone(part, model) for name, part in schema.items()}
+        case list():
+            return [_numbers_alone(part, model) for part in schema]
+    return schema
+
+
+def _not_boolean(schema: CoreSchema, error: PydanticKnownError) -> CoreSchema:
+    """The same schema, with an error for true and false."""
+
+    def check(value: object) -> object:
+        if isinstance(value, bool):
+            raise error
+        return value
+
+    return core_schema.no_info_before_validator_function(check, schema)
 
 
 ProfileT = TypeVar("ProfileT", bound=Profile)

@@ -192,7 +192,7 @@ class Skew(Profile):
             form = next((_OF_FORMS[name] for name in _OF_FORMS if rows.get(name) is not None), None)
             block = block | {"rows": ({"form": form} if form else {}) | rows}
         name = block.get("setting", NO_SKEW)
-        if name == NO_SKEW:
+        if name == NO_SKEW or not isinstance(name, str):
             return block
         if name not in skew_settings():
             known = ", ".join((NO_SKEW, *skew_settings()))

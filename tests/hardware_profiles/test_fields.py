@@ -1,7 +1,10 @@
 """Fields of a file: text with units inside, SI values out, and one line for what is wrong."""
 
+from collections.abc import Mapping
+from typing import Literal
+
 import pytest
-from pydantic import ValidationError
+from pydantic import Field, NonNegativeInt, PositiveInt, ValidationError
 
 from hardware_profiles.fields import (
     BandwidthValue,
@@ -59,6 +62,33 @@ def test_a_wrong_value_is_one_line_with_its_file_and_field(changes, message):
     with pytest.raises(ValueError, match=message) as error:
         to_profile(Link, RAW | changes, where="link.yaml")
     assert "\n" not in str(error.value)
+
+
+class Numbers(Profile):
+    count: NonNegativeInt = 0
+    ratio: float = 0.0
+    choice: Literal[1, 2] = 1
+    either: PositiveInt | Literal["all"] = "all"
+    many: tuple[float, ...] = ()
+    named: Mapping[str, int] = Field(default_factory=dict)
+    switch: bool = False
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"count": True}, "count: True is not allowed: it must be a whole number"),
+        ({"ratio": False}, "ratio: False is not allowed: it must be a number"),
+        ({"choice": True}, "choice: True is not allowed: it must be 1 or 2"),
+        ({"either": True}, "either: True is not allowed: it must be a whole number, or 'all'"),
+        ({"many": [1.0, True]}, "many.1: True is not allowed: it must be a number"),
+        ({"named": {"a": True}}, "named.a: True is not allowed: it must be a whole number"),
+    ],
+)
+def test_true_and_false_are_no_numbers(given, message):
+    with pytest.raises(ValueError, match=f"^file: {message}$"):
+        to_profile(Numbers, given, where="file")
+    assert to_profile(Numbers, {"switch": True}, where="file").switch is True
 
 
 def test_an_override_sets_one_value_of_a_copy():

@@ -87,6 +87,7 @@ def test_a_form_of_rows_says_all_that_it_needs_and_nothing_else(rows, message):
     ("given", "message"),
     [
         ({"setting": "good"}, " setting: 'good' is not known; allowed: none, forced_balance"),
+        ({"setting": ["none"]}, r"skew.setting: \['none'\] is not allowed: it must be text"),
         (
             {"rows": {"max_over_mean": 0.9}},
             "skew.rows.max_over_mean: low 0.9 is not allowed; allowed: at least 1",
