@@ -13,7 +13,16 @@ from functools import lru_cache, partial
 from math import inf
 from pathlib import Path
 from types import NoneType, UnionType
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar, TypeVar, Union, get_args, get_origin
+from typing import (
+    TYPE_CHECKING,
+    Annotated,
+    Any,
+    ClassVar,
+    TypeVar,
+    Union,
+    get_args,
+    get_origin,
+)
 
 import yaml
 from pydantic import (
@@ -120,7 +129,7 @@ def _numbers_alone(schema: Any, model: type[Profile]) -> Any:
         case {"type": "model", "cls": inner} if inner is not model:
             return schema
         case {"type": "int" | "float" as number}:
-            return _not_boolean(schema, PydanticKnownError(f"{number}_type"))
+            return _not_boolean(schema, _WRONG_NUMBER[number])
         case {"type": "literal", "expected": allowed} if all(type(one) is int for one in allowed):
             *first, last = map(str, allowed)
             expected = f"{', '.join(first)} or {last}" if first else last
@@ -130,6 +139,12 @@ def _numbers_alone(schema: Any, model: type[Profile]) -> Any:
         case list():
             return [_numbers_alone(part, model) for part in schema]
     return schema
+
+
+_WRONG_NUMBER = {
+    "int": PydanticKnownError("int_type"),
+    "float": PydanticKnownError("float_type"),
+}
 
 
 def _not_boolean(schema: CoreSchema, error: PydanticKnownError) -> CoreSchema:
