@@ -319,11 +319,12 @@ def test_a_kernel_is_longer_by_clock_slow_gpu_and_work_and_a_transfer_by_none():
 @pytest.mark.parametrize("slow", [1.0, 2.0])
 def test_experts_are_as_long_as_their_rows_and_the_first_block_as_the_pause(slow):
     """10 s for each row above half of the mean, half of which goes with the clock: 5 s of the first
-    rank and 12.5 s of the second, 7.5 and 2.5 in the next layer, behind a block of 1 s."""
+    rank and 12.5 s of the second, 7.5 and 2.5 in the next layer, behind a block of 1 s; transfers
+    take as long and 0.25 s besides."""
     of_rows = np.linspace(0.0, 10.0, NODES, dtype=np.float32)[:, None]
     first = of_a_block(fixed=1.0)
     expert = replace(of_a_block(fixed=1.0, rows_clocked=0.5), of_rows=of_rows)
-    wire = replace(expert, on_sms=False, fixed=np.zeros(1, dtype=np.float32), sends=np.float32([7]))
+    wire = replace(expert, on_sms=False, fixed=np.float32([0.25]), sends=np.float32([7]))
     rows = [[np.float32([[[1.0]], [[1.5]]])], [np.float32([[[1.25]], [[0.75]]])]]
     blocks = SimpleNamespace(
         kinds=(first, expert, wire), kind_of=(2, 0, 1, 2, 1),
@@ -331,10 +332,10 @@ def test_experts_are_as_long_as_their_rows_and_the_first_block_as_the_pause(slow
     )  # fmt: skip
     found = list(serving_draws._durations(blocks, ranks_of_two(slow=slow, rows=rows)))
     took = [np.broadcast_to(each, (2, 1, 1))[:, 0, 0] for each, _ in found]
-    assert took[0] == pytest.approx([5.0, 10.0], rel=1e-5)
+    assert took[0] == pytest.approx([5.25, 10.25], rel=1e-5)
     assert took[1] == pytest.approx([1.0, 101.0], rel=1e-5)
     assert took[2] == pytest.approx([slow * 5 + 1, slow * 10 * 1.1 + 1], rel=1e-5)
-    assert took[3] == pytest.approx([7.5, 2.5], rel=1e-5)
+    assert took[3] == pytest.approx([7.75, 2.75], rel=1e-5)
     assert took[4] == pytest.approx([slow * 7.5 + 1, slow * 2.5 * 1.1 + 1], rel=1e-5)
     assert [sends is seconds for seconds, sends in found] == [False, True, True, False, True]
     assert found[0][1].tolist() == [7.0]
