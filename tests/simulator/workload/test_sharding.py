@@ -129,5 +129,28 @@ def test_without_sharing_every_gpu_orthogonalises_all_matrices():
     assert of.optimizer_bytes(OF_MATRICES) == 100 * 8 + (8192 + 768) * 6
 
 
+def test_a_gpu_has_the_gradients_of_what_it_updates_one_by_one_and_of_its_matrices():
+    """Stage 2 in FP32: of 25 parameters and of 4,608 in matrices, beside those of the one layer."""
+    of = sharding(2, types=MUON, copies=4)
+    layer = 2 * 64 * 64 + 100 + 3 * 16 * 16
+    assert of.shard(OF_MATRICES).count == 25 + 4608
+    assert of.gradient_bytes(OF_MATRICES, [[OF_MATRICES]]) == 4 * (25 + 4608) + 4 * layer
+
+
+def test_parameters_add_up_by_kind_and_equal_weights_by_number():
+    product, table = HeldWeight("fp8_e4m3", 2, 8, 16), HeldWeight("bfloat16", 1, 9, 4, matrix=False)
+    first = Parameters(1000, 100, 10, 1.5, ((product, 3),))
+    second = Parameters(2000, 300, 50, 2.25, ((table, 1), (product, 4)))
+    both = first + second
+    assert both == Parameters(3000, 400, 60, 3.75, ((table, 1), (product, 7)))
+    # Two experts have one each; Muon leaves the table alone.
+    assert both.matrices == ((8, 16),) * 7 * 2
+    # 3.75 bytes of working copies, and two of each parameter that is not quantised.
+    assert both.working_bytes == 3.75 + 2600 * 2
+    held = HeldParameters(first, second, 7) + HeldParameters(second, first, 5)
+    assert held == HeldParameters(both, second + first, 12)
+    assert held.every.count == 6000
+
+
 def test_other_optimizers_orthogonalise_nothing():
     assert sharding(1).orthogonalized(OF_MATRICES) == []

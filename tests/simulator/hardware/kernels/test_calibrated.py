@@ -225,6 +225,42 @@ def test_every_kernel_takes_twice_as_long_on_a_gpu_of_half_of_every_rate():
         assert halved == pytest.approx(2 * whole, rel=1e-12)
 
 
+@pytest.mark.parametrize(("kind", "asked_of"), [("gemm", 40.0), ("rmsnorm", 40.0 * 132 / 80)])
+def test_a_gpu_of_fewer_sms_asks_the_measured_one_for_as_many_or_for_the_same_share(
+    monkeypatch, kind, asked_of
+):
+    """40 of 80 SMs: a product's tiles go over 40 of 132 as well, other kernels fill half of all."""
+    calibration = CALIBRATION.model_copy(update={"completed_by": ()})
+    kernels = CalibratedKernels(calibration, H800.model_copy(update={"sms": 80}), ROWS)
+    found = []
+    told = kernels.learned.told
+    monkeypatch.setattr(
+        kernels.learned, "told", lambda keyed: found.append(keyed.value.on.tolist()) or told(keyed)
+    )
+    op = gemm(4096, 1536, 7168)
+    if kind == "rmsnorm":
+        op = operator("rmsnorm", dtype="bfloat16", rows=4096, columns=7168)
+    kernels.compute(family_of(op), batch_of([op]), np.array([40.0]), False, widths=False)
+    assert found == [[asked_of]]
+
+
+def test_a_calibration_without_rows_needs_another_that_completes_it_or_that_it_is_restated_from():
+    """And rows of transfers, or no kernel set at all."""
+    transfers = [row for row in ROWS if row.kind == "dispatch"]
+    for others in ({"completed_by": ("h200_sxm",)}, {"restated_from": ("h200_sxm",)}):
+        calibration = CALIBRATION.model_copy(
+            update={"completed_by": (), "restated_from": ()} | others
+        )
+        assert not CalibratedKernels(calibration, H800, transfers).families
+        without_sets = calibration.model_copy(update={"kernel_sets": ()})
+        assert not CalibratedKernels(without_sets, H800, []).families
+        with pytest.raises(NotCalibrated, match="no measured compute kernel of the kernel sets"):
+            CalibratedKernels(calibration, H800, [])
+    alone = CALIBRATION.model_copy(update={"completed_by": (), "restated_from": ()})
+    with pytest.raises(NotCalibrated, match="no measured compute kernel of the kernel sets"):
+        CalibratedKernels(alone, H800, transfers)
+
+
 def test_another_gpu_is_told_what_the_measured_one_was_and_restates_it():
     """What rows say is worked out once; only what follows from the ceilings is new."""
     calibration = CALIBRATION.model_copy(update={"completed_by": ()})
