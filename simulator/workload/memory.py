@@ -308,7 +308,7 @@ class MemoryModel:
             if layer.weight_flops[matrix]
         }
         candidates = sorted(density, key=density.__getitem__, reverse=True)
-        for count in range(len(candidates) + 1):
+        for count in range(len(candidates)):
             ranks = self.ranks(stages, candidates[:count])
             if max(rank.total for rank in ranks) <= capacity:
                 return tuple(candidates[:count])

@@ -112,7 +112,7 @@ class DrawnRows:
             np.maximum(shares, 0, out=shares)
         if self.most is not None and ranks > 1:
             busy = rng.integers(ranks, size=(*cases, draws))
-            chosen = np.arange(ranks).reshape(-1, *([1] * busy.ndim)) == busy
+            chosen = np.arange(ranks).reshape(ranks, *([1] * busy.ndim)) == busy
             others = (ranks - self.most) / (ranks - 1)
             shares *= np.where(chosen, self.most, others).astype(np.float32)
         if self.placement is not None:

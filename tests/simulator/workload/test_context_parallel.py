@@ -102,6 +102,15 @@ def test_layers_without_attention_are_as_they_were(split):
     assert list(split[1]("embedding", "forward")) == list(own("embedding", "forward"))
 
 
+def test_a_gpu_on_its_own_exchanges_nothing_and_two_do():
+    trace = recorded_trace(load_model_config("deepseek_v3"), "train")
+    one, two = (
+        operators_of_part(trace, load(CONTEXT), ranks)("moe", "forward") for ranks in (1, 2)
+    )
+    assert list(one) == list(operators_of(trace, load(CONTEXT))("moe", "forward"))
+    assert [op["ranks"] for op in two if op.kind == "gather_tokens"] == [2]
+
+
 def test_operands_of_all_tokens_are_kept_for_the_weights_that_expand_latents():
     config = load_model_config("deepseek_v3")
     trace, own = recorded_trace(config, "train"), load(CONTEXT // RANKS)
@@ -120,6 +129,9 @@ def test_operands_of_all_tokens_are_kept_for_the_weights_that_expand_latents():
 
 def test_a_sequence_that_has_no_equal_pieces_is_refused():
     check_pieces(32_768, 8)
+    check_pieces(4099, 1)
+    with pytest.raises(ValueError, match=r"allowed: training\.sequence_length a multiple of 8"):
+        check_pieces(4100, 2)
     with pytest.raises(ValueError, match=r"allowed: training\.sequence_length a multiple of 32"):
         check_pieces(4100, 8)
 

@@ -9,6 +9,7 @@ import pytest
 from reference_model.config import load_model_config
 from reference_model.split import Split
 from simulator.scenario.training import OptimizerTypes
+from simulator.workload import memory
 from simulator.workload.chunk import operators_of
 from simulator.workload.load import Load
 from simulator.workload.memory import (
@@ -222,6 +223,73 @@ def test_gpus_that_share_a_layer_each_hold_what_is_not_split(ranks):
     split = ATTENTION + EXPERT - 7168 * 1536 - 7168 * 576
     assert held.replicated.count == whole + split // ranks
     assert layer_parameters(V3, "moe", (), local_experts=0).duplicated == 0
+
+
+def test_gpus_that_share_the_width_of_experts_hold_a_part_of_each():
+    held = layer_parameters(V3, "moe", (), local_experts=4, split=Split(expert_tensor=2))
+    assert held.experts.count == 4 * EXPERT // 2
+
+
+@pytest.mark.parametrize(("recipe", "copies"), [("fp8", 1), ("mxfp8", 2)])
+def test_values_of_working_copies_are_those_of_the_matrices_once_or_twice(recipe, copies):
+    held = memory_model(recipe).layers["moe"].parameters.every
+    assert (held.quantized, held.cast) == (MATRICES, copies * MATRICES)
+
+
+def test_matrices_that_keep_most_per_flop_are_computed_first_and_no_more_of_them_than_need_be():
+    """10, 30 and 20 bytes for 2, 10 and 5 FLOPs: 5, 3 and 4 each; a copy keeps 40 for none."""
+    kept = {"a": 10, "b": 30, "c": 20, "copy": 40}
+    layer = SimpleNamespace(kept=kept, weight_flops={"a": 2.0, "b": 10.0, "c": 5.0, "copy": 0.0})
+    model = SimpleNamespace(
+        matrices=lambda: dict.fromkeys(kept, layer),
+        ranks=lambda stages, immediate: [
+            SimpleNamespace(total=100 - sum(kept[name] for name in immediate)),
+            SimpleNamespace(total=50),
+        ],
+    )
+    found = [MemoryModel.fitting(model, (), capacity) for capacity in (100, 99, 90, 70, 69, 0)]
+    assert found == [(), ("a",), ("a",), ("a", "c"), ("a", "c", "b"), ("a", "c", "b")]
+
+
+def test_what_is_computed_at_once_is_deferred_no_more():
+    layer = SimpleNamespace(deferred=100, kept={"a": 30, "b": 20})
+    assert memory._left(layer, ()) == 100
+    assert memory._left(layer, ("a", "of another layer")) == 70
+    assert memory._left(layer, ("a", "b")) == 50
+
+
+def test_a_layer_defers_what_its_backward_saves_and_operands_of_other_gpus_tokens(monkeypatch):
+    """A product keeps 50 bytes of its own tokens and 80 of all, beside 1,000 that are saved; the
+    largest operator moves 7, and a layer recomputed whole keeps 300 where it saved 200."""
+    monkeypatch.setattr(memory, "layer_parameters", lambda *_, **__: None)
+
+    def product(read):
+        return SimpleNamespace(name="up.weight_grad", bytes_read=read, bytes_written=4, flops=6)
+
+    def operators(kind, phase):
+        return [
+            product(84)
+            if phase == "weight_grad"
+            else SimpleNamespace(bytes_read=5, bytes_written=2)
+        ]
+
+    saved = {"forward": 200, "recompute": 300, "input_grad": 1000}
+    trace = SimpleNamespace(
+        operators=lambda kind, phase, **_: [product(54)],
+        saved_bytes=lambda kind, phase, **_: saved[phase],
+        split=None,
+    )
+    load = SimpleNamespace(variables=dict, local_experts=0)
+    found = layer_memory(V3, trace, operators, load, ["moe"])["moe"]
+    assert (found.saved, found.deferred, found.workspace) == (200, 1000 + 80 - 50, 7 + 100)
+    assert (sum(found.kept.values()), sum(found.weight_flops.values())) == (80, 6)
+
+
+def test_a_stage_works_in_the_space_of_its_largest_layer():
+    model = memory_model("fp8")
+    rooms = {kind: model.layers[kind].workspace for kind in ("embedding", "dense")}
+    assert rooms["embedding"] < rooms["dense"]
+    assert model.rank(0, (tuple(rooms), *STAGES[1:]), ()).workspace == rooms["dense"]
 
 
 def test_a_weight_gradient_keeps_what_its_operators_read_and_none_of_them_wrote():

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from simulator.workload.experts import place_experts, uniform_popularity
+from simulator.workload.experts import ExpertPlacement, place_experts, uniform_popularity
 from simulator.workload.skew import DrawnRows, clock_times, random_gate_sd, slow_machines
 
 
@@ -51,6 +51,9 @@ def test_a_random_gate_leaves_what_different_choices_leave():
     found = random_gate_sd(choices=32768, top_k=8, experts=256, local=4)
     assert found == pytest.approx(expected, rel=1e-12)
     assert random_gate_sd(choices=32768, top_k=8, experts=256, local=256) == 0.0
+    # No rows deviate by nothing, and the only expert has them all.
+    assert random_gate_sd(choices=0, top_k=8, experts=256, local=4) == 0.0
+    assert random_gate_sd(choices=5, top_k=1, experts=1, local=1) == 0.0
 
 
 def test_what_one_rank_gets_others_do_not():
@@ -91,6 +94,14 @@ def test_popular_experts_make_their_ranks_busy():
         for experts in known.placement.slots[0].reshape(2, 2).tolist()
     ]
     assert shares[:, 0, 0] == pytest.approx(by_rank, rel=1e-6)
+
+
+def test_copies_of_a_popular_expert_share_its_rows():
+    """Half of all rows lie on expert 0, half of which each GPU has: 0.25 + 0.2 and 0.25 + 0.3."""
+    placed = ExpertPlacement(gpus=2, experts=3, slots=np.array([[0, 1, 0, 2]]))
+    known = DrawnRows(np.zeros(1), popularity=np.array([[0.5, 0.2, 0.3]]), placement=placed)
+    shares = known.shares(ranks=2, cases=(1,), rng=rng())
+    assert shares[:, 0, 0] == pytest.approx([0.9, 1.1], rel=1e-6)
 
 
 def test_ranks_of_fewer_experts_differ_more():

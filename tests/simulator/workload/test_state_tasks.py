@@ -12,6 +12,7 @@ from simulator.workload.state_tasks import (
     GRADIENTS,
     PARAMETERS,
     StateTasks,
+    addition,
     collective_of,
     is_state_collective,
     state_operators,
@@ -70,6 +71,13 @@ def test_gradients_of_several_micro_batches_add_up_in_the_shard():
     of = state_operators({"moe": LAYER}, sharding(2), accumulates=True)
     *_, add = of["moe", GRADIENTS]
     assert (add.name, add["rows"], add["columns"]) == ("gradients.add", 600, 1024)
+    # Gradients that no other GPU has are added where they are: 307,200 of the experts are left.
+    alone = state_operators({"moe": LAYER}, sharding(2, copies=1), accumulates=True)
+    assert alone["moe", GRADIENTS][-1]["rows"] == 600
+
+
+def test_an_addition_has_a_row_of_1024_values_at_least():
+    assert [addition("sum", rows * 3 * 2 * 1024)["rows"] for rows in (0.1, 1, 2)] == [1, 1, 2]
 
 
 def test_a_gathered_layer_casts_its_working_copies():
@@ -155,6 +163,27 @@ def test_a_backward_reduces_each_layer_after_its_weight_gradients(beside, second
         for earlier in task.depends_on
     ]
     assert set(waits) & set(reductions) == (set() if beside else {reductions[0]})
+
+
+@pytest.mark.parametrize("beside", [False, True])
+def test_every_layer_is_reduced_once_behind_its_own_kernels(beside):
+    sizes = {"dense": 100, "moe": 200, "mtp": 300}
+    held = {kind: HeldParameters(Parameters(count)) for kind, count in sizes.items()}
+    operators = with_state(compute, state_operators(held, sharding(3), accumulates=False))
+    tasks = StateTasks(reduce=True, beside=beside)
+    graph = lower_chunk("B", operators, backward=tuple(sizes), state=tasks)
+    found = graph.task_operators()
+    reductions = {
+        operator["rows"]: tuple(task.depends_on)
+        for task, operator in zip(graph.tasks, found, strict=True)
+        if is_state_collective(operator)
+    }
+    last = {
+        operator.name.partition(".")[0]: place
+        for place, operator in enumerate(found)
+        if operator.kind == "add"
+    }
+    assert reductions == {sizes[kind]: (last[kind],) for kind in sizes}
 
 
 @pytest.mark.parametrize(
