@@ -29,15 +29,15 @@ from simulator.scenario.inputs import (
 class TensorParallel:
     """GPUs over which each part of the model is split; 1 where every GPU holds it whole."""
 
-    attention: int
+    attention: int = 1
     """Heads; latents and their projections are on every GPU."""
-    experts: int
+    experts: int = 1
     """Intermediate size of every routed expert."""
-    shared_expert: int
+    shared_expert: int = 1
     """Intermediate size of the shared expert."""
-    dense: int
+    dense: int = 1
     """Intermediate size of a dense layer's feed-forward."""
-    vocabulary: int
+    vocabulary: int = 1
     """Rows of embedding and output head."""
 
     @property

@@ -31,7 +31,7 @@ from simulator.workload.recipes import (
     weight_bytes_of,
 )
 
-_FP8, _BF16, _FP32 = 1, 2, 4
+_BF16, _FP32 = 2, 4
 # Size of the activations of each kind that multiplies by a weight.
 _WEIGHTED = {
     "gemm": "m", "batched_gemm": "m", "grouped_gemm": "rows", "masked_grouped_gemm": "rows",
@@ -76,20 +76,23 @@ def kv_bytes_per_token(config: ModelConfig, dtype: str, *, draft_layers: int = 0
     if dtype == "bfloat16":
         layer = (config.kv_lora_rank + config.qk_rope_head_dim) * _BF16
     else:
-        scales = -(-config.kv_lora_rank // TILE) * _FP32
-        layer = config.kv_lora_rank * _FP8 + scales + config.qk_rope_head_dim * _BF16
+        layer = _in_fp8(config.kv_lora_rank) + config.qk_rope_head_dim * _BF16
     if config.indexer is not None:
-        layer += config.indexer.dim * _FP8 + -(-config.indexer.dim // TILE) * _FP32
+        layer += _in_fp8(config.indexer.dim)
     return float((config.num_hidden_layers + draft_layers) * layer)
+
+
+def _in_fp8(values: int) -> int:
+    """Bytes of values in FP8 and of the FP32 scales of their tiles."""
+    return values + -(-values // TILE) * _FP32
 
 
 def weight_bytes(config: ModelConfig, recipe: PrecisionRecipe, *, gpus: int) -> Bytes:
     """Weights of the main model on one of `gpus` GPUs that share its routed experts and hold all
     else whole, as a prefill pass has them; embedding, head, norms and gates are BF16 in every
     recipe."""
-    whole = TensorParallel(attention=1, experts=1, shared_expert=1, dense=1, vocabulary=1)
     return _weights(
-        config, recipe, whole, experts=config.n_routed_experts / gpus, local_shared=True,
+        config, recipe, TensorParallel(), experts=config.n_routed_experts / gpus, local_shared=True,
         absorbed=config.indexer is not None, draft_layers=0,
     )  # fmt: skip
 
@@ -235,7 +238,7 @@ def _ways_out(
             operators=(),
         )
         for name in RECIPES
-        if name != own and multiplies(name, gpu)
+        if multiplies(name, gpu)
     }
     smaller = [
         f"{name} ({format_bytes(other.weights)} of weights)"

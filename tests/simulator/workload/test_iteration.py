@@ -19,7 +19,7 @@ from simulator.workload.iteration_operators import layer_operators
 from simulator.workload.load import Load
 from simulator.workload.task_graph import Stream
 
-WHOLE = TensorParallel(attention=1, experts=1, shared_expert=1, dense=1, vocabulary=1)
+WHOLE = TensorParallel()
 LOAD = Load(
     tokens=64, sequences=64, context=512, expert_rows=512, received_rows=300, local_experts=2,
     group_tokens=64, group_sequences=64,

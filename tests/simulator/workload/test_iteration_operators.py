@@ -13,7 +13,7 @@ from simulator.workload.iteration_operators import layer_operators
 from simulator.workload.load import Load
 
 DEBUG = load_model_config("debug")
-WHOLE = TensorParallel(attention=1, experts=1, shared_expert=1, dense=1, vocabulary=1)
+WHOLE = TensorParallel()
 LOAD = Load(
     tokens=64, sequences=64, context=256, expert_rows=128, received_rows=96, local_experts=2,
     group_tokens=64, group_sequences=64,

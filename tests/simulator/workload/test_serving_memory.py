@@ -10,7 +10,8 @@ from reference_model.config import load_model_config
 from reference_model.parameter_counts import parameter_counts
 from reference_model.trace import Operator
 from simulator.scenario.files import load_scenario
-from simulator.workload.memory import Infeasible
+from simulator.workload import serving_memory as serving_memory_module
+from simulator.workload.memory import GpuMemory, Infeasible
 from simulator.workload.recipes import RECIPES
 from simulator.workload.serving_memory import (
     check_kv_fits,
@@ -178,7 +179,8 @@ def test_weights_of_deepseek_v3_per_gpu_of_eight_in_every_recipe():
 def test_deepseek_v3_in_bf16_exceeds_eight_h200_and_kimi_k2_in_int4_fits():
     message = (
         r"30\.6 GiB more than its 131\.3 GiB: weights 157\.9 GiB, .*would fit: recipe fp8 "
-        r"\(79\.41 GiB of weights\), int4 \(48\.49 GiB of weights\)"
+        r"\(79\.41 GiB of weights\), int4 \(48\.49 GiB of weights\), int4_128 \(44\.92 GiB of "
+        r"weights\), fp8_per_tensor \(79\.39 GiB of weights\)$"
     )
     with pytest.raises(Infeasible, match=message):
         capacity("decode_tp8_h200", "recipe=bf16")
@@ -208,6 +210,16 @@ def test_the_workspace_holds_neither_weights_nor_cache():
     # Queries in, results out, and a log-sum-exp for each.
     assert workspace(core) == 64 * 16 * (576 * 2 + 512 * 2 + 4)
     assert workspace(product) == 64 * (7168 + 16160) * 2
+    # The largest operator counts: 64 queries of 16 heads move 2,180 bytes each.
+    assert workspace(product, core) == workspace(core, product) == workspace(product)
+    # Scores of two queries to 4,096 keys are written in FP32, and read no more than their queries.
+    scores = replace(
+        core, kind="index_scores", dtype="fp8_e4m3", out_dtype="float32",
+        sizes=tuple(
+            {"dim": 128, "heads": 64, "kv_length": 4096, "query_length": 1, "sequences": 2}.items()
+        ),
+    )  # fmt: skip
+    assert workspace(scores) == 2 * 64 * (128 + 4 + 4) + 2 * 4096 * 4
 
 
 def test_fewer_bytes_a_token_or_shared_heads_change_what_fits():
@@ -264,6 +276,47 @@ def test_gpus_over_which_expert_groups_do_not_spread_are_named_with_another_plac
     capacity("prefill_ep32_profile", "gpus=24", "experts.placement=global", *few)
 
 
+def test_weights_that_do_not_fit_name_the_redundant_experts_that_fill_twice_the_gpus():
+    """256 experts and 8 fill 264 slots; with 8 more each of 16 GPUs has 17."""
+    few = ("gpus=8", "experts.redundant=8", "requests.requests_per_gpu=1")
+    with pytest.raises(Infeasible, match=r"fit: gpus 16 with experts\.redundant 16$"):
+        capacity("decode_ep128_profile", *few, "requests.context_tokens=64")
+
+
+def ways_out(name, *changes, **parts):
+    """Ways out of a GPU with these parts beside its weights."""
+    scenario = load_scenario(name, list(changes))
+    job, gpu = scenario.job, scenario.cluster.node.gpu
+    memory = GpuMemory(**{"weights": 0.0, "workspace": 0.0, "reserved": 0.0} | parts)
+    return serving_memory_module._ways_out(job, V3, gpu, profile_of(job), memory)
+
+
+def test_more_gpus_are_a_way_out_where_their_weights_fit_beside_the_rest_to_the_byte():
+    few = ("decode_ep128_profile", "gpus=8", "requests.requests_per_gpu=1")
+    larger = job_of(few[0], "gpus=16", few[2])
+    weights = serving_memory(larger, config=V3, low_latency=None, operators=()).weights
+    rest = load_scenario("decode_ep128_profile").cluster.node.gpu.hbm_capacity - weights
+    assert ways_out(*few, reserved=rest).startswith("would fit: gpus 16 ")
+    assert ways_out(*few, reserved=rest + 1).startswith("would fit: gpus 32 ")
+
+
+def test_a_recipe_is_a_way_out_where_it_fits_beside_the_workspace_to_the_byte():
+    job = job_of("decode_tp8_h200", "recipe=int4_128")
+    int4 = serving_memory(job, config=V3, low_latency=None, operators=())
+    room = load_scenario("decode_tp8_h200").cluster.node.gpu.hbm_capacity - int4.total
+    fitting = ways_out("decode_tp8_h200", "recipe=bf16", workspace=room)
+    assert fitting == "would fit: recipe int4_128 (44.92 GiB of weights)"
+    none = "allowed: fewer tokens per GPU, smaller buffers, or a GPU with more memory"
+    assert ways_out("decode_tp8_h200", "recipe=bf16", workspace=room + 1) == none
+
+
+@pytest.mark.parametrize(("modules", "layers"), [(0, 0), (1, 1), (3, 1)])
+def test_a_gpu_drafts_with_one_prediction_module_where_the_model_has_any(modules, layers):
+    config = replace(V3, num_nextn_predict_layers=modules)
+    assert serving_memory_module._draft_layers(job_of("mtp_ep128"), config) == layers
+    assert serving_memory_module._draft_layers(job_of("decode_ep8_h200"), config) == 0
+
+
 def test_drafted_tokens_and_those_of_all_that_share_heads_count_into_a_micro_batch():
     # 33 requests of two tokens in two micro-batches; 48 in four fours.
     assert micro_batch_tokens(job_of("mtp_ep128", "requests.requests_per_gpu=33")) == 33
@@ -291,6 +344,15 @@ def test_buffers_bound_the_batch_of_all_gpus_that_share_heads():
     free = capacity("decode_ep320_report", "memory.buffer_tokens=null")
     assert free.limit.startswith("KV cache: ")
     assert free.largest_batch == free.largest_group // 4
+    assert free.limit.endswith(
+        "left by weights and buffers, on each of the 4 GPUs that share their heads"
+    )
+    # Buffers of 64 tokens have room for 512 requests of four GPUs, their caches for 243.
+    cached = capacity("decode_ep320_report", "memory.buffer_tokens=64")
+    assert (cached.largest_group, cached.limit[:8]) == (243, "KV cache")
+    assert capacity("decode_ep128_profile").limit.endswith(" left by weights and buffers")
+    two = capacity("decode_tp8_h200", "attention_tp=2", "gpus=8")
+    assert two.limit.endswith(", on each of the 2 GPUs that share their heads")
 
 
 def test_a_prefill_pass_holds_the_prompts_that_its_tokens_are_begun_of():
@@ -298,3 +360,8 @@ def test_a_prefill_pass_holds_the_prompts_that_its_tokens_are_begun_of():
     assert capacity("prefill_ep32_profile").needed_tokens == 4 * 4096
     begun = capacity("prefill_ep32_profile", "requests.prompt_tokens=3500")
     assert begun.needed_tokens == 5 * 3520
+    # Four GPUs that share heads hold the 16 prompts of all.
+    assert capacity("prefill_ep32_report").needed_tokens == 16 * 4096
+    # 1,000 tokens of each are there before, so that it has 5,120.
+    cached = capacity("prefill_ep32_profile", "requests.cached_tokens=1000")
+    assert cached.needed_tokens == 4 * 5120
