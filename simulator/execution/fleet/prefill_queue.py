@@ -62,9 +62,8 @@ class PrefillQueue:
         requests_per_pass: int | None,
     ) -> None:
         self._step_times = step_times
-        self._token_s, self._attended_s = 1.0, 0.0
-        self._limit_s = math.inf
         # Ranks wait for the slowest of them; a rank alone waits for nobody.
+        self._token_s, self._attended_s, self._limit_s = 0.0, 0.0, math.inf
         if ranks > 1:
             self._token_s, self._attended_s = _marginal_costs(step_times, tokens_per_pass)
             whole = self._token_s + self._attended_s * (tokens_per_pass + 1) / 2

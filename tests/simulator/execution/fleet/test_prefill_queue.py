@@ -7,7 +7,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from simulator.execution.fleet.live_request import LiveRequest
-from simulator.execution.fleet.prefill_queue import PrefillPass, PrefillQueue, _marginal_costs
+from simulator.execution.fleet.prefill_queue import (
+    PrefillPass,
+    PrefillQueue,
+    _marginal_costs,
+    _RankLoad,
+)
 from simulator.workload.requests import Request
 
 
@@ -161,6 +166,52 @@ def test_a_long_prompt_does_not_hold_up_the_other_ranks() -> None:
         each = form(queue, ranks=2)
         assert each is not None
         assert each.duration_s <= longest * (1 + 1e-9)
+
+
+def test_a_rank_has_done_what_its_tokens_and_those_before_them_take() -> None:
+    """400 tokens behind 600 take 400 x (10 us + 800.5 x 10 ns)."""
+    queue = make_queue(ranks=2)
+    request, load = live(1000), _RankLoad(tokens_left=1000, slots=9)
+    request.computed = 600
+    assert queue._compute(request, load)
+    assert (load.tokens, load.tokens_left, load.slots) == (400, 600, 8)
+    assert load.work_s == pytest.approx(400 * (10e-6 + 800.5 * 10e-9), rel=1e-9)
+
+
+@pytest.mark.parametrize(
+    ("computed", "work_s", "tokens", "room"),
+    [
+        # 414 tokens take 414 x (10 us + 207.5 x 10 ns) = 4.999 ms of 5 ms, one more 5.013 ms.
+        (0, 10.005e-3, 600, 414),
+        # A token behind ten million takes 100 ms: an idle rank takes one, another none.
+        (10_000_000, 0.0, 0, 1),
+        (10_000_000, 1e-3, 10, 0),
+        (0, 20e-3, 999, 0),
+    ],
+)
+def test_a_rank_has_room_for_what_it_computes_in_the_rest_of_a_full_pass(
+    computed: int, work_s: float, tokens: int, room: int
+) -> None:
+    request = live(computed + 2000)
+    request.computed = computed
+    load = _RankLoad(tokens_left=1000, slots=9, tokens=tokens, work_s=work_s)
+    assert make_queue(ranks=2)._room(request, load) == room
+
+
+def test_a_prompt_that_the_idlest_rank_has_no_cache_for_goes_to_the_next_idle_one() -> None:
+    queue = make_queue(ranks=3)
+    prompts = [live(prompt, index) for index, prompt in enumerate((900, 500, 100))]
+    for request in prompts:
+        queue.push(request)
+    asked: list[tuple[int, int]] = []
+
+    def admit(request: LiveRequest, rank: int) -> bool:
+        asked.append((request.context, rank))
+        return (request.context, rank) != (100, 2)
+
+    queue.next_pass(decoding=[0] * 3, admit=admit, begin=lambda live: 0)
+    assert asked == [(900, 0), (500, 1), (100, 2), (100, 1)]
+    assert [request.rank for request in prompts] == [0, 1, 1]
 
 
 @settings(deadline=None, max_examples=60)
