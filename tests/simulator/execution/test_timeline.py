@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from reference_model.trace import Operator
+from simulator.execution import timeline
 from simulator.execution.timeline import (
     critical_path,
     hidden_communication,
@@ -143,6 +144,17 @@ def test_neighbours_that_share_a_layer_wait_for_each_other_alone():
     assert ends.tolist() == [3.0, 3.0, 5.0, 5.0]
     every = run(shared, seconds, 0.0, rank_axis=0)
     assert every.end_s[1].tolist() == [5.0] * 4
+    # Whatever another axis has, and in each of three samples, whichever axis the ranks are.
+    factors = np.array([1.0, 2.0, 4.0])
+    for rank_axis, samples in (
+        (0, seconds[:, :, None] * factors),
+        (1, seconds[:, None] * factors[:, None]),
+    ):
+        log = run(
+            shared, samples, 0.0, rank_axis=rank_axis, teams={"expert_tensor": 1, "tensor": 2}
+        )
+        of_ranks = log.end_s[1] if rank_axis == 0 else log.end_s[1].T
+        assert of_ranks.T.tolist() == [[3 * one, 3 * one, 5 * one, 5 * one] for one in factors]
 
 
 def test_three_ranks_with_a_barrier_all_begin_to_send_with_the_last():
@@ -334,11 +346,18 @@ def test_a_transfer_ends_on_both_ranks_when_the_slower_is_through():
     assert slow.end_s.tolist() == [3.0, 4.0, pytest.approx(4.5)]
 
 
-def test_a_rank_that_gains_in_each_replay_waits_for_what_it_gained():
+def test_a_rank_that_gains_in_each_replay_waits_for_what_it_gained(monkeypatch):
     """Rank 0 computes for 2 s, rank 1 for 3, each then for 5 s beside a transfer of 1 s. Rank 0
     begins each replay a second earlier against rank 1 than the one before, until 4 s earlier: then
     its transfer, issued at 2, ends at 8 with rank 1's, and no longer beside its compute, over at
-    7."""
+    7. The replay after that is the last."""
+    begun = []
+
+    def counted(*args, begins_s, **seconds):
+        begun.append(begins_s.tolist())
+        return run_side_by_side(*args, begins_s=begins_s, **seconds)
+
+    monkeypatch.setattr(timeline, "run_side_by_side", counted)
     fast, slow = replay_side_by_side(
         graph(("c", ()), ("M", (0,)), ("c", ())),
         alone_s=(seconds := np.array([[2.0, 1.0, 5.0], [3.0, 1.0, 5.0]])),
@@ -346,3 +365,9 @@ def test_a_rank_that_gains_in_each_replay_waits_for_what_it_gained():
     )
     assert (fast.start_s.tolist(), fast.end_s.tolist()) == ([0.0, 2.0, 2.0], [2.0, 8.0, 7.0])
     assert (slow.start_s.tolist(), slow.end_s.tolist()) == ([0.0, 3.0, 3.0], [3.0, 4.0, 8.0])
+    assert begun == [[0.0, float(earlier)] for earlier in range(5)]
+    # A hundredth of a second at a time it would take 400 of them.
+    begun.clear()
+    seconds[0, 0] = 2.99
+    replay_side_by_side(graph(("c", ()), ("M", (0,)), ("c", ())), alone_s=seconds, beside_s=seconds)
+    assert len(begun) == 200
