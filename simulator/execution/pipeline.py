@@ -9,7 +9,7 @@ from collections import defaultdict, deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
-from math import inf
+from math import floor, inf, log10
 from typing import Any
 
 import numpy as np
@@ -311,10 +311,10 @@ def _short_text(action: Action) -> str:
 
 
 def _axis(makespan: float, scale: float, columns: int) -> str:
-    """Marks about every 20 columns, labelled in the unit of the times."""
-    steps = (m * 10.0**e for e in range(-12, 13) for m in (1, 2, 5))
-    step = next((s for s in steps if s * scale >= 20), makespan or 1.0)
-    line = [" "] * (columns + 12)
+    """Marks every 20 columns or more, at times of one, two or five and zeros."""
+    unit = 10.0 ** floor(log10(20 / scale))
+    step = next(times * unit for times in (1, 2, 5, 10) if times * unit * scale >= 20)
+    line = [" "] * columns
     for k in range(int(makespan / step) + 1):
         text = f"^{k * step:g}"
         first = round(k * step * scale)

@@ -114,6 +114,21 @@ def test_a_schedule_that_cannot_finish_is_a_deadlock_that_marks_each_blocked_ran
     assert ">>1B1<<" in message
 
 
+def test_a_deadlock_shows_four_actions_on_either_side_of_a_blocked_one() -> None:
+    """Rank 1 asks for the fifth forward before the fourth; each rank has done what comes before."""
+    schedule = one_f_one_b(2, 8)
+    texts = [f"1{work}{batch}" for batch in range(8) for work in "FB"]
+    texts[6], texts[7] = texts[7], texts[6]
+    broken = dataclasses.replace(
+        schedule, actions=(schedule.actions[0], tuple(parse_action(text) for text in texts))
+    )
+    with pytest.raises(Deadlock) as error:
+        run_ideal(broken, EQUAL)
+    assert str(error.value).splitlines()[-1] == (
+        "rank 1 (stage 1) | (2 before) 1F1 1B1 1F2 1B2 >>1B3<< 1F3 1F4 1B4 1F5 (5 after)"
+    )
+
+
 @pytest.mark.parametrize(("blocking", "ends"), [(False, [10.0, 19.0]), (True, [10.5, 19.5])])
 def test_one_pass_gives_the_makespan_of_many_durations_at_once(blocking, ends) -> None:
     """Two ranks, two micro-batches, F = 1 and B = 2, or twice as long; sends of 0.5.
@@ -219,6 +234,57 @@ def test_ranks_stand_in_one_column_and_marks_at_their_times() -> None:
     assert rows[11] == f"rank 11 {'.' * 4 * 11}|F0 |B0     {'.' * 4 * 22}|"
     marks = {len("rank 11 ") + 4 * time: f"^{time}" for time in range(0, 36, 5)}
     assert {found.start(): found[0] for found in re.finditer(r"\^\d+", axis)} == marks
+
+
+@pytest.mark.parametrize(("ranks", "first"), [(10, "rank 0 |F0"), (11, "rank  0 |F0")])
+def test_ranks_take_as_many_columns_as_the_last_of_them(ranks: int, first: str) -> None:
+    rows = draw_to_scale(run_ideal(one_f_one_b(ranks, 1), EQUAL)).splitlines()
+    assert rows[0].startswith(first)
+    assert rows[ranks - 1].startswith(f"rank {ranks - 1} .")
+
+
+@pytest.mark.parametrize(
+    ("unit", "marks"),
+    [
+        # Four columns are a unit: 20 of them are 5, 12.5 and so 20, or 0.0125 and so 0.02.
+        (1.0, ["^0", "^5", "^10"]),
+        (2.5, ["^0", "^20"]),
+        (0.0025, ["^0", "^0.02"]),
+        # 6 and so 10, 0.8 and so 1, and 1.
+        (1.2, ["^0", "^10"]),
+        (0.16, ["^0", "^1"]),
+        (0.2, ["^0", "^1", "^2"]),
+        (1e15, ["^0", "^5e+15", "^1e+16"]),
+    ],
+)
+def test_times_are_marked_every_twenty_columns_or_more(unit: float, marks: list[str]) -> None:
+    """Two ranks of 1F1B, three micro-batches: 12 units."""
+    times = IdealTimes(forward=unit, input_backward=unit, weight_gradient=unit, overlapped=0)
+    axis = draw_to_scale(run_ideal(one_f_one_b(2, 3), times)).splitlines()[-1]
+    assert axis.split()[1:] == marks
+
+
+def test_a_run_that_takes_no_time_is_drawn_without_columns() -> None:
+    none = IdealTimes(forward=0, input_backward=0, weight_gradient=0, overlapped=0)
+    drawn = draw_to_scale(run_ideal(one_f_one_b(2, 1), none))
+    assert drawn.splitlines() == ["rank 0 |", "rank 1 |", "time   ^0"]
+
+
+def test_ranks_that_begin_as_they_can_wait_for_the_one_whose_step_is_longest() -> None:
+    """F of 1 and B of 0.25, sends of 0.5. Rank 0 runs from 0 to 1 and from 3.25 to 3.5, what it
+    waits for being produced at 2.75; rank 1 from 1.5 to 2.75, then waits until 3.5 have passed."""
+    schedule = one_f_one_b(2, 1)
+    run = run_pipeline(
+        schedule,
+        np.array([1.0, 0.25, 1.0, 0.25]),
+        transfer_s={(0, 1): 0.5, (1, 0): 0.5},
+        blocking_sends=False,
+        staggered=True,
+    )
+    assert (run.begin_s.tolist(), run.makespan_s) == ([0.0, 1.5], 3.5)
+    assert run.bubble_s.tolist() == [2.25, 2.25]
+    assert run.waiting_for_ranks_s.tolist() == [1.75, 2.25]
+    assert run.waiting_for_sends_s.tolist() == [0.5, 0.0]
 
 
 def test_drawing_keeps_every_label_whole_and_tells_half_stages_apart() -> None:
