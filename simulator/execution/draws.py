@@ -69,7 +69,8 @@ def scaled_seconds(times: Prediction, draws: Draws) -> Array:
         firsts = dict(zip(reversed(places), range(len(places) - 1, -1, -1), strict=True))
         return scaled_seconds(times.at([firsts[n] for n in range(len(firsts))]), draws)[places]
     # A stage without layers has no times.
-    own = np.array([draws.of(family) for family in times.family]).reshape(-1, len(draws.common))
+    own = np.array([draws.of(family) for family in times.family])
+    own = own.reshape(len(times.family), len(draws.common))
     share = draws.common_share
     shared = np.sqrt(share) * draws.common + np.sqrt(1 - share) * own
     beyond = times.provenance >= EXTRAPOLATED
@@ -145,7 +146,7 @@ def drawn(prior: Ends, normal: Array) -> Array:
         above, below = prior.high / prior.value, prior.value / prior.low
         found: Array = prior.value * np.where(ends > 0, above, below) ** ends
         return found
-    distance = np.where(ends > 0, prior.high - prior.value, prior.value - prior.low)
+    distance = np.where(ends > 0, prior.high - prior.value, prior.value)
     return np.asarray(np.maximum(prior.value + ends * distance, 0.0))
 
 

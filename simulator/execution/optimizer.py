@@ -197,10 +197,7 @@ def state_of_actions(
     """
     if not exchanges_in_chunks(sharding, overlapped):
         return [[None] * len(actions) for actions in schedule.actions]
-    reduces_last, gathers_first = (
-        overlapped[0] and sharding.zero < 2,
-        overlapped[1] and sharding.zero in (1, 2),
-    )
+    reduces_last, gathers_first = overlapped[0], overlapped[1] and sharding.zero > 0
     found: list[list[ChunkState | None]] = []
     for actions, alone, of_rank in zip(schedule.actions, with_mtp, rings, strict=True):
         first_forward: dict[int, int] = {}

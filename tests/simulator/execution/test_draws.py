@@ -52,6 +52,12 @@ def test_an_interval_reaches_from_the_tenth_to_the_ninetieth_percentile():
     assert ends(np.array([7.0])) == [7.0, 7.0]
 
 
+@pytest.mark.parametrize("size", [*range(1, 32), 256])
+def test_the_ends_are_what_numpy_says_to_the_last_bit(size):
+    samples = np.random.default_rng(size).lognormal(size=size)
+    assert ends(samples) == np.quantile(samples, [0.1, 0.9]).tolist()
+
+
 def test_the_parts_of_an_all_to_all_err_together():
     draws = Draws(np.random.default_rng(0), common_share=0.5)
     assert draws.of("dispatch") is draws.of(("combine", "bfloat16", "bfloat16", False))
@@ -77,6 +83,7 @@ def test_a_device_moves_measured_kernels_of_every_family_as_one():
         ((2.0, 0.25, 8.0), [0.25, 2.0, 8.0, 4.0]),
         # With zero at the low end the value itself is normal, and half of these draws are zero.
         ((0.0, 0.0, 0.5), [0.0, 0.0, 0.5, 0.25]),
+        ((0.25, 0.0, 1.0), [0.0, 0.25, 1.0, 0.625]),
         ((1.0, 1.0, 1.0), [1.0, 1.0, 1.0, 1.0]),
     ],
 )

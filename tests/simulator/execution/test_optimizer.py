@@ -175,7 +175,12 @@ def tasks_of(schedule, sharding, overlapped):
     [
         (1, (False, False), [". . . . . .", ". . . . . ."]),
         (0, (True, False), [". . . . . R", ". . . . . R"]),
+        (0, (True, True), [". . . . . R", ". . . . . R"]),
+        (1, (True, False), [". . . . . R", ". . . . . R"]),
+        (1, (False, True), ["G . . . . .", "G . . . . ."]),
         (1, (True, True), ["G . . . . R", "G . . . . R"]),
+        (2, (False, False), [". . r . r r", ". r . r . r"]),
+        (2, (True, False), [". . r . r r", ". r . r . r"]),
         (2, (False, True), ["G . r . r r", "G r . r . r"]),
         (3, (False, False), ["g g gr g gr gr", "g gr g gr g gr"]),
     ],
@@ -280,11 +285,11 @@ def test_what_is_left_exposed_has_the_interval_of_the_chunk_that_exposes_most():
 
     step = OptimizerStep(reduce_s=1.0, update=None, gather_s=2.0, exchange_ends_s=(2.5, 4.0))
     found = with_exposed(
-        step, [(1.0, 1.0, collectives(5.0, 10.0)), (3.0, 0.0, collectives(8.0, 15.0))]
+        step, [(2.0, 2.0, collectives(8.0, 15.0)), (3.0, 0.0, collectives(5.0, 10.0))]
     )
-    # 3 s of reduction and 1 s of gather, 0.8 to 1.5 times of which.
-    assert (found.reduce_s, found.gather_s) == (4.0, 3.0)
-    assert found.exchange_ends_s == pytest.approx((2.5 + 4 * 0.8, 4 + 4 * 1.5), rel=1e-12)
+    # 3 s of reduction and 2 s of gather, 0.8 to 1.5 times of which.
+    assert (found.reduce_s, found.gather_s) == (4.0, 4.0)
+    assert found.exchange_ends_s == pytest.approx((2.5 + 5 * 0.8, 4 + 5 * 1.5), rel=1e-12)
     assert with_exposed(step, []) is step
 
 
