@@ -278,7 +278,7 @@ def row_ratios(step: ServingStep, kind: str, rows: Array) -> dict[int, Array]:
     low, high = np.floor(active), np.ceil(active)
     asked = np.concatenate((np.stack((counts, low), 1), np.stack((counts, high), 1)))
     unique, place = np.unique(asked.astype(np.int64), axis=0, return_inverse=True)
-    table = expert_times(model, base, unique, sorted(wanted))[place.reshape(2, -1)]
+    table = expert_times(model, base, unique, sorted(wanted))[place.reshape(2, len(counts))]
     times = table[0] + (active - low)[:, None] * (table[1] - table[0])
     ratios = times[:-1] / np.where(times[-1] > 0, times[-1], 1.0)
     return {place: ratios[:, column] for column, place in enumerate(sorted(wanted))}

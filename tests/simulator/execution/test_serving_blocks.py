@@ -141,8 +141,40 @@ def test_copies_leave_in_the_time_of_next_to_no_rows():
         stream=Stream.COMMUNICATION,
     )  # fmt: skip
     found = _Kernels.kind(kernels, [wire])
+    assert found.micro_batch == -1
     assert (found.of_rows.tolist(), found.sends.tolist()) == ([[4.0], [8.0]], [np.float32(0.4)])
     assert _Kernels.kind(kernels, [SimpleNamespace(**vars(wire) | {"barrier": True})]).sends is None
+
+
+@pytest.mark.parametrize("spread", [False, True])
+def test_kernels_go_with_rows_where_experts_are_spread_in_each_layer_that_has_any(
+    monkeypatch, spread
+):
+    """A step without prediction modules, whose second micro-batch begins ten operators later, on
+    132 SMs less 20 for communication."""
+    asked = []
+
+    def clocked_shares(operators, seconds, *, sms):
+        asked.append((operators, seconds, sms))
+        return "shares"
+
+    monkeypatch.setattr(serving_blocks, "section_starts", lambda _: {("moe", 0): 5, ("moe", 1): 15})
+    monkeypatch.setattr(serving_blocks, "row_ratios", lambda step, kind, rows: {2: kind, 4: rows})
+    model = SimpleNamespace(
+        job=SimpleNamespace(micro_batches=2, communication_sms=20),
+        cluster=SimpleNamespace(node=SimpleNamespace(gpu=SimpleNamespace(sms=132))),
+        kernels=SimpleNamespace(costs=SimpleNamespace(clocked_shares=clocked_shares)),
+    )
+    step = SimpleNamespace(
+        model=model,
+        operators={("moe", 0): None, ("moe", 1): None},
+        log=SimpleNamespace(graph=SimpleNamespace(operators=("a", "b"))),
+        times=SimpleNamespace(seconds="seconds"),
+    )
+    kernels = _Kernels(step, None, None, "rows", spread)
+    ratios = {7: "moe", 9: "rows", 17: "moe", 19: "rows"} if spread else {}
+    assert (kernels._ratios, kernels._clocked) == (ratios, "shares")
+    assert asked == [(("a", "b"), "seconds", [112, 112])]
 
 
 def test_a_lower_clock_slows_the_share_of_attentions_core_that_goes_with_it():
