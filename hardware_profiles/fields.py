@@ -237,25 +237,27 @@ def _document(text: str) -> tuple[Any, frozenset[str]]:
 
 
 def apply_overrides(raw: Raw, overrides: Mapping[str, Any], *, where: str) -> Raw:
-    """Return a copy of ``raw`` with each dotted path set to its value.
+    """Return ``raw`` with each dotted path set to its value, and ``raw`` itself as it was.
+
+    The two share what no path goes through, so that nothing inside is to be changed in place: the
+    points of a sweep differ in a few values.
 
     Fields on the way that the file leaves out are made; entries of a list are called by their
     places, from 0 on. A path through a value that has no fields is an error here; unknown fields
     are found by ``to_profile``, which knows the allowed ones.
     """
-    result = plain_copy(raw)
+    result = dict(raw)
     for path, value in overrides.items():
         *parents, last = path.split(".")
         target: Any = result
         for depth, key in enumerate(parents):
             fields = target
+            name: Any = key
             if isinstance(fields, list):
-                target = fields[_place(key, fields, path, where)]
-            else:
-                if fields.get(key) is None:
-                    fields[key] = {}
-                target = fields[key]
-            if not isinstance(target, dict | list):
+                name = _place(key, fields, path, where)
+            elif fields.get(key) is None:
+                fields[key] = {}
+            if not isinstance(fields[name], dict | list):
                 reached = ".".join(parents[: depth + 1])
                 inside = fields if isinstance(fields, dict) else {}
                 known = _listed(
@@ -265,6 +267,7 @@ def apply_overrides(raw: Raw, overrides: Mapping[str, Any], *, where: str) -> Ra
                     f"{where}: {path}: {reached!r} has no fields to set; "
                     f"known here with fields: {known or 'none'}"
                 )
+            target = fields[name] = fields[name].copy()
         if isinstance(target, list):
             target[_place(last, target, path, where)] = plain_copy(value)
             continue

@@ -512,12 +512,13 @@ def resolve_cluster(raw: Raw, overrides: Mapping[str, Any], *, where: str) -> Ra
     resolved = apply_overrides(raw, named, where=where)
     node = resolved.get("node")
     if isinstance(node, dict) and isinstance(node.get("gpu"), str):
-        node["gpu"] = read_profile("gpus", node["gpu"])[0]
+        resolved["node"] = node | {"gpu": read_profile("gpus", node["gpu"])[0]}
     rest = {path: value for path, value in overrides.items() if path != "node.gpu"}
     changed = apply_overrides(resolved, rest, where=where)
     fabric = changed.get("fabric")
     if isinstance(fabric, dict) and "fabric.topology" in rest and "fabric.planes" not in rest:
-        _with_its_planes(fabric, _at(resolved, ["fabric", "topology"]), changed.get("node"))
+        former = _at(resolved, ["fabric", "topology"])
+        changed["fabric"] = _with_its_planes(fabric, former, changed.get("node"))
     return _keep_stated(
         resolved,
         changed,
@@ -525,14 +526,15 @@ def resolve_cluster(raw: Raw, overrides: Mapping[str, Any], *, where: str) -> Ra
     )
 
 
-def _with_its_planes(fabric: Raw, former: Any, node: Any) -> None:
-    """Give a fabric of another topology one plane, a multi-plane fat-tree one for each NIC."""
+def _with_its_planes(fabric: Raw, former: Any, node: Any) -> Raw:
+    """A fabric of another topology with one plane, a multi-plane fat-tree with one for each NIC."""
     if fabric.get("topology") == former:
-        return
+        return fabric
     planes = node.get("nics") if isinstance(node, dict) else None
-    fabric["planes"] = planes if fabric.get("topology") == "multi_plane_fat_tree" else 1
+    found = fabric | {"planes": planes if fabric["topology"] == "multi_plane_fat_tree" else 1}
     if isinstance(fabric.get("sources"), dict):
-        fabric["sources"] |= {"planes": "follows from the topology that was set"}
+        found["sources"] = fabric["sources"] | {"planes": "follows from the topology that was set"}
+    return found
 
 
 def override_gpu(raw: Raw, overrides: Mapping[str, Any], *, where: str) -> Raw:
@@ -567,15 +569,16 @@ def _keep_stated(raw: Raw, changed: Raw, kept: Mapping[str, str]) -> Raw:
 
     Args:
         raw: the dict before.
-        changed: the dict after; written to.
+        changed: the dict after.
         kept: {dotted path that may have changed: dotted path that keeps what it was}.
     """
     for path, beside in kept.items():
         *parents, last = beside.split(".")
         stated = _at(raw, path.split("."))
         into = _at(changed, parents)
-        if isinstance(into, dict) and stated not in (None, _at(changed, path.split("."))):
-            into.setdefault(last, stated)
+        moved = stated not in (None, _at(changed, path.split(".")))
+        if moved and isinstance(into, dict) and last not in into:
+            changed = apply_overrides(changed, {beside: stated}, where="")
     return changed
 
 

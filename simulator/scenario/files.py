@@ -6,9 +6,9 @@ topologies and cost models stay text here; execution.simulation resolves them.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
-from functools import cache
+from functools import cache, cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -17,13 +17,12 @@ import yaml
 from hardware_profiles.fields import (
     Raw,
     apply_overrides,
-    parse_yaml,
     plain_copy,
     read_yaml,
     to_profile,
 )
 from hardware_profiles.profile_files import read_profile
-from hardware_profiles.renames import path_of_today, value_of_today, with_names_of_today
+from hardware_profiles.renames import value_of_today, with_names_of_today
 from hardware_profiles.schema import (
     CalibrationProfile,
     ClusterProfile,
@@ -44,8 +43,8 @@ from simulator.scenario.changes import (
     matters,
     shown,
 )
-from simulator.scenario.describe import is_field, paths_meant
 from simulator.scenario.events import EventsInputs
+from simulator.scenario.overrides import check_paths, full_path, parse_override, rooted
 from simulator.scenario.scenario_file import (
     FIELDS,
     JOBS,
@@ -145,52 +144,85 @@ def load_scenario(name_or_path: str, overrides: Sequence[str] = ()) -> Scenario:
     Raises:
         ValueError: one line naming file, field, value and what is allowed.
     """
+    return scenario_loader(name_or_path)(overrides)
+
+
+def scenario_loader(name_or_path: str) -> Callable[[Sequence[str]], Scenario]:
+    """`load_scenario` of one file with any overrides: it is read once for all points of a sweep.
+
+    Raises:
+        ValueError: as `load_scenario`, for the file; the result for overrides.
+    """
     path, where = _find(name_or_path)
     raw = read_yaml(path, where=where, known=FIELDS)
-    raw = with_names_of_today(raw, "scenarios", where=where)
-    return _changed(path, raw, overrides, where=where)
+    return _Overridden(path, with_names_of_today(raw, "scenarios", where=where), where)
 
 
 def scenario_from(name: str, raw: Raw, overrides: Sequence[str], *, where: str) -> Scenario:
     """`load_scenario` of what a file called `name` would say."""
-    return _changed(Path(f"{name}.yaml"), raw, overrides, where=where)
+    return _Overridden(Path(f"{name}.yaml"), raw, where)(overrides)
 
 
-def _changed(path: Path, raw: Raw, overrides: Sequence[str], *, where: str) -> Scenario:
-    given = {}
-    changes = {}
-    for text in overrides:
-        short, value = parse_override(text)
-        full = _full_path(short, raw, where)
-        value = value_of_today(_rooted(short, raw), value, "scenarios", where="--set")
-        changes[full], given[full] = value, text.partition("=")[2].strip()
-    try:
-        scenario = _read(path, raw, changes, where=where)
-    except ValueError:
-        _check_paths(given, raw, where)
-        raise
-    own_name = _directory_name(path, scenario.resolved)
-    scenario = replace(scenario, directory_name=own_name)
-    for axis in file_axes(scenario.file.vary, where=where):
-        for varied in axis.paths:
-            if _full_path(varied, raw, where) in given:
-                raise ValueError(
-                    f"{where}: --set {varied}: the file varies it; allowed: --set vary.{varied} "
-                    "with a list of values, or null for none"
-                )
-    if given:
+class _Overridden:
+    """The scenario of one file, its overrides applied."""
+
+    def __init__(self, path: Path, raw: Raw, where: str) -> None:
+        self._path, self._raw, self._where = path, raw, where
+
+    @cached_property
+    def _written(self) -> Scenario:
+        """As the file has it."""
+        return _read(self._path, self._raw, {}, where=self._where)
+
+    @cached_property
+    def _origin(self) -> Scenario | None:
+        """The shipped scenario whose published figures a file of the user repeats: they are of that
+        scenario's inputs, whatever the file makes of them."""
+        own = self._raw.get("published") or []
+        if self._path.parent == SCENARIOS or not own:
+            return None
+        for name in known_scenarios():
+            shipped, where = _find(name)
+            raw = read_yaml(shipped, where=where)
+            if any(figure in own for figure in raw.get("published") or []):
+                return _read(shipped, raw, {}, where=where)
+        return None
+
+    def __call__(self, overrides: Sequence[str]) -> Scenario:
+        raw, where = self._raw, self._where
+        given = {}
+        changes = {}
+        for text in overrides:
+            short, value = parse_override(text)
+            full = full_path(short, raw, where)
+            value = value_of_today(rooted(short, raw), value, "scenarios", where="--set")
+            changes[full], given[full] = value, text.partition("=")[2].strip()
         try:
-            written = _read(path, raw, {}, where=where)
-            changed = list(differences(_content(scenario), _content(written)))
-        except ValueError:  # A file that says too little by itself.
-            written, changed = scenario, list(given)
-        scenario = _named_by_its_changes(scenario, written, effective(given, changed))
-        scenario = _without_figures_of(written, scenario, changed)
-    origin = _origin(path, raw)
-    if origin is not None:
-        changed = list(differences(_content(scenario), _content(origin)))
-        scenario = _without_figures_of(origin, scenario, changed)
-    return scenario
+            scenario = _read(self._path, raw, changes, where=where)
+        except ValueError:
+            check_paths(given, raw, where)
+            raise
+        own_name = _directory_name(self._path, scenario.resolved)
+        scenario = replace(scenario, directory_name=own_name)
+        for axis in file_axes(scenario.file.vary, where=where):
+            for varied in axis.paths:
+                if full_path(varied, raw, where) in given:
+                    raise ValueError(
+                        f"{where}: --set {varied}: the file varies it; allowed: --set "
+                        f"vary.{varied} with a list of values, or null for none"
+                    )
+        if given:
+            try:
+                written = self._written
+                changed = list(differences(_content(scenario), _content(written)))
+            except ValueError:  # A file that says too little by itself.
+                written, changed = scenario, list(given)
+            scenario = _named_by_its_changes(scenario, written, effective(given, changed))
+            scenario = _without_figures_of(written, scenario, changed)
+        if self._origin is not None:
+            changed = list(differences(_content(scenario), _content(self._origin)))
+            scenario = _without_figures_of(self._origin, scenario, changed)
+        return scenario
 
 
 def _read(path: Path, raw: Raw, changes: dict[str, Any], *, where: str) -> Scenario:
@@ -212,7 +244,8 @@ def _read(path: Path, raw: Raw, changes: dict[str, Any], *, where: str) -> Scena
     for field in raw:
         if field not in FIELDS:
             raise ValueError(f"{where}: {field}: unknown field; {meant_or_known(field, FIELDS)}")
-    file = _file(raw, where)
+    rest = {name: value for name, value in raw.items() if name not in JOBS and name not in NAMED}
+    file = to_profile(ScenarioFile, rest, where=where)
     jobs = [job for job in JOBS if raw.get(job) is not None]
     if len(jobs) != 1:
         raise ValueError(
@@ -264,12 +297,6 @@ def _read(path: Path, raw: Raw, changes: dict[str, Any], *, where: str) -> Scena
     )
 
 
-def _file(raw: Raw, where: str) -> ScenarioFile:
-    """What a scenario says beside its job and the contents of files that it names."""
-    rest = {name: value for name, value in raw.items() if name not in JOBS and name not in NAMED}
-    return to_profile(ScenarioFile, rest, where=where)
-
-
 def variants(scenario: Scenario) -> list[Scenario]:
     """The scenario at every combination of the values that its file varies, itself where none."""
     axes = file_axes(scenario.file.vary, where=scenario.where)
@@ -286,8 +313,7 @@ def with_changes(scenario: Scenario, changes: Mapping[str, Any]) -> Scenario:
         changes: {path as of --set: value as a file has it}
     """
     full = {
-        _full_path(path, scenario.resolved, scenario.where): value
-        for path, value in changes.items()
+        full_path(path, scenario.resolved, scenario.where): value for path, value in changes.items()
     }
     at = _read(Path(scenario.name), scenario.resolved, full, where=scenario.where)
     return replace(
@@ -361,15 +387,15 @@ def _named_by_its_changes(
     """The same scenario with what it changes of its file in name and description."""
     if not changes:
         return scenario
-    raw = dict(scenario.resolved)
+    said = {}
     if scenario.file.description == written.file.description:
-        raw["description"] = f"{scenario.file.description}; changed: {shown(changes)}"
+        said["description"] = f"{scenario.file.description}; changed: {shown(changes)}"
     return replace(
         scenario,
         name=f"{scenario.name} with {shown(changes)}",
         directory_name=directory_name(scenario.directory_name, changes),
-        file=_file(raw, scenario.where),
-        resolved=raw,
+        file=scenario.file.model_copy(update=said),
+        resolved=scenario.resolved | said,
         changes=changes,
     )
 
@@ -404,37 +430,22 @@ def _without_figures_of(own: Scenario, scenario: Scenario, changed: Sequence[str
             because.extend(found)
         return not found
 
-    raw = plain_copy(scenario.resolved)
-    file = scenario.file
-    if file.published:
-        raw["published"] = [
-            text
-            for text, figure in zip(raw["published"], file.published, strict=True)
-            if keeps(figure.name, figure.metric, of_file=figure in own.file.published)
-        ]
+    kept = [
+        (text, figure)
+        for text, figure in zip(
+            scenario.resolved.get("published") or (), scenario.file.published, strict=True
+        )
+        if keeps(figure.name, figure.metric, of_file=figure in own.file.published)
+    ]
     if not left_out:
         return scenario
     return replace(
         scenario,
-        file=_file(raw, scenario.where),
-        resolved=raw,
+        file=scenario.file.model_copy(update={"published": tuple(figure for _, figure in kept)}),
+        resolved=scenario.resolved | {"published": [text for text, _ in kept]},
         figures_left_out=(*scenario.figures_left_out, *left_out),
         other_inputs=tuple(dict.fromkeys((*scenario.other_inputs, *because))),
     )
-
-
-def _origin(path: Path, raw: Raw) -> Scenario | None:
-    """The shipped scenario whose published figures a file of the user repeats: they are of that
-    scenario's inputs, whatever the file makes of them."""
-    own = raw.get("published") or []
-    if path.parent == SCENARIOS or not own:
-        return None
-    for name in known_scenarios():
-        shipped, where = _find(name)
-        shipped_raw = read_yaml(shipped, where=where)
-        if any(figure in own for figure in shipped_raw.get("published") or []):
-            return _read(shipped, shipped_raw, {}, where=where)
-    return None
 
 
 def _content(scenario: Scenario) -> dict[str, Any]:
@@ -497,55 +508,12 @@ def _find(name_or_path: str) -> tuple[Path, str]:
     return SCENARIOS / f"{name_or_path}.yaml", f"scenarios/{name_or_path}.yaml"
 
 
-def parse_override(text: str) -> tuple[str, Any]:
-    """Read "path=value", the value as YAML. Raises ValueError for any other text."""
-    path, equals, value = text.partition("=")
-    if not equals or not path:
-        raise ValueError(f"--set {text!r}: allowed: path=value, such as training.schedule=zb_h1")
-    return path, parse_yaml(value, where=f"--set {text!r}")
-
-
-def _full_path(path: str, raw: Raw, where: str) -> str:
-    """The path from the root of the scenario; fields of its job may be given without the job."""
-    full = path_of_today(_rooted(path, raw), "scenarios", where="--set")
-    job = _job_of(raw)
-    if full == path or full.split(".")[0] != job:
-        return full
-    fields_of_job = job_type(job).model_fields
-    if full.split(".")[1] in fields_of_job:
-        return full
-    meant = paths_meant(path, job)
-    known = sorted({*FIELDS, *fields_of_job})
-    raise ValueError(
-        f"{where}: --set {path}: unknown field {path.split('.', maxsplit=1)[0]!r}; "
-        f"{did_you_mean(meant) if meant else 'known: ' + ', '.join(known)}"
-    )
-
-
-def _rooted(path: str, raw: Raw) -> str:
-    """A path that may begin within the job, from the root of the scenario."""
-    job = _job_of(raw)
-    return path if path.split(".", maxsplit=1)[0] in FIELDS or job is None else f"{job}.{path}"
-
-
-def _job_of(raw: Raw) -> str | None:
-    return next((job for job in JOBS if raw.get(job) is not None), None)
-
-
-def _check_paths(paths: Iterable[str], raw: Raw, where: str) -> None:
-    """Raise ValueError for the first path that is no field of a file, where another is meant."""
-    for path in paths:
-        meant = [] if is_field(path) else paths_meant(path, _job_of(raw))
-        if meant:
-            raise ValueError(f"{where}: --set {path}: unknown field; {did_you_mean(meant)}")
-
-
 def _expand(raw: Raw, changes: dict[str, Any], *, where: str) -> tuple[Raw, dict[str, str]]:
     """Put the files that the scenario names in the place of their names, overrides applied.
 
     The second result says where each of them came from, for messages.
     """
-    expanded = plain_copy(raw)
+    expanded = dict(raw)
     labels: dict[str, str] = {}
     for root in NAMED:
         value = expanded.get(root)

@@ -10,6 +10,7 @@ from simulator.scenario.files import (
     known_scenarios,
     load_scenario,
     scenario_from,
+    scenario_loader,
     write_resolved,
 )
 from simulator.scenario.fleet import FleetJob
@@ -30,6 +31,19 @@ def test_every_shipped_scenario_loads_and_reads_back_from_its_resolved_form(name
     assert again.named_model == scenario.named_model
     assert again.named_cluster == scenario.named_cluster
     assert again.named_calibration == scenario.named_calibration
+
+
+def test_a_file_that_is_read_once_gives_what_it_gives_when_read_anew():
+    every = [
+        ["training.skew=none", "cluster.node.nic.bandwidth=40 GB/s"],
+        ["cluster.node.gpu.sm_clock=1.5 GHz", "calibration.overlap.gemm.value=1.05"],
+        [],
+        ["training.immediate_weights=[]", "cluster.fabric.topology=fat_tree_2"],
+    ]
+    load = scenario_loader(MAIN)
+    assert [load(overrides) for overrides in (*every, *every)] == [
+        load_scenario(MAIN, overrides) for overrides in (*every, *every)
+    ]
 
 
 def test_a_shipped_scenario_names_its_job_in_its_text():
