@@ -37,17 +37,22 @@ from itertools import pairwise
 import numpy as np
 from numpy.typing import NDArray
 
-from hardware_profiles.by_content import Keyed, profile_key
-from hardware_profiles.schema import ClusterProfile
+from hardware_profiles.by_content import Keyed, object_key, profile_key
+from hardware_profiles.schema import ClusterProfile, load_transport
+from simulator.hardware.network.clusters import cluster_fabric
 from simulator.hardware.network.fabric_load import (
     NO_LIMIT,
+    CrossedLinks,
     FabricLoad,
+    capacity_left,
+    crossed_links,
+    crossed_loads,
     most_of_a_gpu,
     rail_pairs,
-    transfer_loads,
 )
 from simulator.hardware.network.groups import Domains
-from simulator.hardware.network.routing import parse_failure
+from simulator.hardware.network.routing import Mask, parse_failure
+from simulator.hardware.network.topology import Fabric, without_rates
 from simulator.workload.layout import ParallelLayout
 from simulator.workload.schedules.order import Schedule
 
@@ -72,6 +77,25 @@ class EqualFlows:
         """Those that leave an NVLink domain of so many GPUs."""
         leaves = self.source // per_domain != self.destination // per_domain
         return EqualFlows(self.source[leaves], self.destination[leaves], self.rank[leaves])
+
+
+@dataclass(frozen=True, slots=True)
+class _Flows:
+    """Equal flows with the ranks that send them."""
+
+    equal: EqualFlows
+    ranks: tuple[int, ...]
+    """Ascending, ranks that send any."""
+    group: Gpus
+    """[flows], place of the sender's rank among these."""
+    divided: int
+    """Flows among which a byte of a GPU is divided."""
+
+    @classmethod
+    def of(cls, equal: EqualFlows, *, divided: int) -> _Flows:
+        """Number the ranks that send."""
+        ranks, group = np.unique(equal.rank, return_inverse=True)
+        return cls(equal, tuple(ranks.tolist()), group, divided)
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,15 +143,13 @@ def _step_loads(
     cluster, schedule = of_cluster.value, placed.value
     check_failures(cluster)
     dispatch, sent, dense, experts = _flows_of_a_step(layout, placed)
-    divided = most_of_a_gpu(dispatch.source, dispatch.destination)
-    all_to_all = _of_ranks(cluster, dispatch, layout, divided=divided)
+    all_to_all = _of_ranks(cluster, dispatch, layout)
     sends: dict[tuple[int, int], FabricLoad | None] = {}
-    for distance, flows in sent.items():
-        beyond = flows.beyond(layout.gpus_per_domain)
-        of_sender = _of_ranks(cluster, beyond, layout, divided=1)
-        leaving = set(beyond.rank.tolist())
-        for rank in sorted(set(flows.rank.tolist())):
-            sends[rank, rank + distance] = of_sender[rank] if rank in leaving else None
+    for distance, (ranks, beyond) in sent.items():
+        of_sender = _of_ranks(cluster, beyond, layout)
+        for rank in ranks:
+            leaves = rank in beyond.ranks
+            sends[rank, rank + distance] = of_sender[rank] if leaves else None
     return StepLoads(
         all_to_all=tuple(_of_all_to_all(cluster, load) for load in all_to_all),
         sends=sends,
@@ -139,13 +161,21 @@ def _step_loads(
 @lru_cache(maxsize=64)
 def _flows_of_a_step(
     layout: ParallelLayout, placed: Keyed[Schedule]
-) -> tuple[EqualFlows, Mapping[int, EqualFlows], EqualFlows, EqualFlows]:
-    """Of dispatch, of sends by distance, of dense rings and of experts', on whatever links."""
+) -> tuple[_Flows, Mapping[int, tuple[tuple[int, ...], _Flows]], _Flows, _Flows]:
+    """Of dispatch, of sends by distance, with the ranks that send and those that leave domains, of
+    dense rings and of experts', on whatever links."""
+    dispatch, sent = expert_flows(layout), send_flows(layout, placed.value)
     return (
-        expert_flows(layout),
-        send_flows(layout, placed.value),
-        ring_flows(layout, placed.value, experts=False),
-        ring_flows(layout, placed.value, experts=True),
+        _Flows.of(dispatch, divided=most_of_a_gpu(dispatch.source, dispatch.destination)),
+        {
+            distance: (
+                tuple(np.unique(flows.rank).tolist()),
+                _Flows.of(flows.beyond(layout.gpus_per_domain), divided=1),
+            )
+            for distance, flows in sent.items()
+        },
+        _Flows.of(ring_flows(layout, placed.value, experts=False), divided=1),
+        _Flows.of(ring_flows(layout, placed.value, experts=True), divided=1),
     )
 
 
@@ -286,30 +316,39 @@ def _flows(layout: ParallelLayout, source: Gpus, destination: Gpus) -> EqualFlow
 
 
 def _of_ranks(
-    cluster: ClusterProfile, flows: EqualFlows, layout: ParallelLayout, *, divided: int
+    cluster: ClusterProfile, flows: _Flows, layout: ParallelLayout
 ) -> tuple[FabricLoad, ...]:
     """[rank], limits of the flows that it sends; no limit for a rank that sends none."""
     loads = [NO_LIMIT] * layout.pp
-    senders, group = np.unique(flows.rank, return_inverse=True)
-    found = transfer_loads(
-        cluster,
-        flows.source,
-        flows.destination,
-        group=group,
-        divided=divided,
-        rdma=False,
-        experts_on=layout.group,
-    )
-    for rank, load in zip(senders.tolist(), found, strict=True):
+    if not flows.ranks:
+        return tuple(loads)
+    fabric = cluster_fabric(cluster, load_transport("ideal"), group=layout.group)
+    if not fabric.planes:
+        return tuple(loads)
+    dead = capacity_left(cluster, fabric) <= 0
+    where = (fabric.topology, without_rates(fabric.inputs), dead.tobytes())
+    crossed = _crossed(Keyed(where, (fabric, dead)), object_key(flows))
+    found = crossed_loads(cluster, fabric, crossed, divided=flows.divided)
+    for rank, load in zip(flows.ranks, found, strict=True):
         loads[rank] = load
     return tuple(loads)
 
 
+@lru_cache(maxsize=64)
+def _crossed(where: Keyed[tuple[Fabric, Mask]], flows: Keyed[_Flows]) -> CrossedLinks:
+    """What flows cross of a fabric of which so much is broken, whatever its rates."""
+    fabric, dead = where.value
+    equal = flows.value.equal
+    return crossed_links(
+        fabric, equal.source, equal.destination, group=flows.value.group, rdma=False, dead=dead
+    )
+
+
 def _of_rings(
-    cluster: ClusterProfile, layout: ParallelLayout, schedule: Schedule, flows: EqualFlows
+    cluster: ClusterProfile, layout: ParallelLayout, schedule: Schedule, flows: _Flows
 ) -> tuple[FabricLoad, ...]:
     """[rank], limits of its rings: their slowest hop, on whichever rank, sets the pace of all."""
-    of_sender = _of_ranks(cluster, flows, layout, divided=1)
+    of_sender = _of_ranks(cluster, flows, layout)
     loads = list(of_sender)
     for ranks in holders_of(schedule):
         hops = [of_sender[rank] for rank in ranks]

@@ -145,43 +145,114 @@ def transfer_loads(
     """
     if not len(source):
         return ()
-    groups = int(group.max()) + 1
     fabric = cluster_fabric(cluster, load_transport("ideal"), group=experts_on)
     if not fabric.planes:
-        return (NO_LIMIT,) * groups
-    left = _after_failures(cluster, fabric)
+        return (NO_LIMIT,) * (int(group.max()) + 1)
+    left = capacity_left(cluster, fabric)
 
-    def largest(capacity: Array) -> Array:
-        """[3, groups], of `_seconds_per_byte`."""
-        found = np.zeros((3, groups))
-        of_flows = _seconds_per_byte(
-            fabric, capacity, source, destination, divided=divided, rdma=rdma
-        )
-        for most, of_flow in zip(found, of_flows, strict=True):
-            np.maximum.at(most, group, of_flow)
-        return found
+    def crossed(capacity: Array) -> CrossedLinks:
+        dead = capacity <= 0
+        return crossed_links(fabric, source, destination, group=group, rdma=rdma, dead=dead)
 
-    nic, beyond, latency = largest(left)
-    healthy = nic
+    of_left = crossed(left)
     if not rdma:
-        # A GPU's bytes over its own share of a NIC; others may take the same NIC where flows of
-        # different groups meet.
-        healthy = np.full(groups, 1.0 / cluster.node.nic_bandwidth_per_gpu)
-    elif left is not fabric.capacity:
-        healthy, _, _ = largest(fabric.capacity)
+        return crossed_loads(cluster, fabric, of_left, divided=divided)
+    limits = _seconds_per_byte(fabric, left, of_left, divided=divided)
+    healthy = limits[0]
+    if left is not fabric.capacity:
+        whole = crossed(fabric.capacity)
+        healthy = _seconds_per_byte(fabric, fabric.capacity, whole, divided=divided)[0]
+    return _loads(limits, healthy)
+
+
+@dataclass(frozen=True, slots=True)
+class CrossedLinks:
+    """What groups of flows cross of a fabric, whatever the rates and latencies of its links."""
+
+    carried: Array
+    """[resources], flows over each."""
+    crossed: Integers
+    """[crossed], resources that each group crosses, group by group; -1 for none."""
+    first: Integers
+    """[groups], place of its first one."""
+    paths: Integers
+    """[paths, hops], resources of one flow of each group for each number of hops beyond NVLink and
+    PCIe; -1 unused."""
+    group: Integers
+    """[paths], whose each is."""
+
+
+def crossed_links(
+    fabric: Fabric,
+    source: Integers,
+    destination: Integers,
+    *,
+    group: Integers,
+    rdma: bool,
+    dead: Mask,
+) -> CrossedLinks:
+    """Route groups of flows, of which there is at least one, through what is left of a fabric.
+
+    Args:
+        dead: [resources], what is broken; for the others, as of `transfer_loads`, which raises the
+            same.
+    """
+    found = route(fabric, source, destination, rdma=rdma, dead=dead if dead.any() else None)
+    if not found.reachable.all():
+        lost = int(np.argmin(found.reachable))
+        raise ValueError(
+            f"cluster.failures: no live path from GPU {source[lost]} to GPU {destination[lost]}"
+        )
+    groups = int(group.max()) + 1
+    carried = np.zeros(fabric.resources + 1)  # hop -1, unused, counts at the end
+    crossed = np.zeros((groups, fabric.resources + 1), dtype=np.bool_)
+    hops = np.zeros(len(source), dtype=np.intp)
+    for hop in found.paths.T:
+        carried += np.bincount(hop % (fabric.resources + 1), minlength=fabric.resources + 1)
+        crossed[group, hop] = True
+        hops += hop >= fabric.plane_start[0]
+    of_group, resource = crossed.nonzero()
+    # Flows of as many hops take as long: those of their two ends, and of the links between.
+    alike = np.full((groups, int(hops.max()) + 1), -1)
+    alike[group, hops] = np.arange(len(source))
+    chosen = alike[alike >= 0]
+    return CrossedLinks(
+        carried=carried[:-1],
+        crossed=resource,
+        first=np.searchsorted(of_group, np.arange(groups)),
+        paths=found.paths[chosen],
+        group=group[chosen],
+    )
+
+
+def crossed_loads(
+    cluster: ClusterProfile, fabric: Fabric, crossed: CrossedLinks, *, divided: int
+) -> tuple[FabricLoad, ...]:
+    """[groups], `transfer_loads` of flows that were routed; not of RDMA inside a node."""
+    limits = _seconds_per_byte(fabric, capacity_left(cluster, fabric), crossed, divided=divided)
+    # A GPU's bytes over its own share of a NIC; others may take the same NIC where flows of
+    # different groups meet.
+    return _loads(limits, np.full(limits.shape[1], 1.0 / cluster.node.nic_bandwidth_per_gpu))
+
+
+def _loads(limits: Array, healthy: Array) -> tuple[FabricLoad, ...]:
+    """[groups]
+
+    Args:
+        limits: [3, groups], as of `_seconds_per_byte`.
+        healthy: [groups], the first of these without failures.
+    """
     return tuple(
         FabricLoad(
             nic_stretch=busy / alone if busy else 1.0,
             bandwidth=1.0 / links if links else math.inf,
             latency=farthest,
         )
-        for busy, alone, links, farthest in zip(
-            nic.tolist(), healthy.tolist(), beyond.tolist(), latency.tolist(), strict=True
-        )
+        for busy, links, farthest, alone in zip(*limits.tolist(), healthy.tolist(), strict=True)
     )
 
 
-def _after_failures(cluster: ClusterProfile, fabric: Fabric) -> Array:
+def capacity_left(cluster: ClusterProfile, fabric: Fabric) -> Array:
     """[resources], bytes/s that are left by what is broken from the start."""
     struck = [failure for failure in map(parse_failure, cluster.failures) if failure.at <= 0]
     if not struck:
@@ -203,37 +274,22 @@ def _nic_links(fabric: Fabric) -> Mask:
 
 
 def _seconds_per_byte(
-    fabric: Fabric,
-    capacity: Array,
-    source: Integers,
-    destination: Integers,
-    *,
-    divided: int,
-    rdma: bool,
+    fabric: Fabric, capacity: Array, crossed: CrossedLinks, *, divided: int
 ) -> Array:
-    """For a byte that every GPU sends, [3, flows]: time of the busiest NIC on the way of a flow, of
-    the busiest other link, and latency through NICs and switches."""
-    dead = capacity <= 0
-    found = route(fabric, source, destination, rdma=rdma, dead=dead if dead.any() else None)
-    if not found.reachable.all():
-        lost = int(np.argmin(found.reachable))
-        raise ValueError(
-            f"cluster.failures: no live path from GPU {source[lost]} to GPU {destination[lost]}"
-        )
-    carried = np.zeros(fabric.resources + 1)  # hop -1, unused, counts at the end
-    for hop in found.paths.T:
-        carried += np.bincount(hop % (fabric.resources + 1), minlength=fabric.resources + 1)
-    used = carried[:-1] > 0
+    """For a byte that every GPU sends, [3, groups]: time of the busiest NIC on the way of a group's
+    flows, of the busiest other link, and latency through NICs and switches."""
+    used = crossed.carried > 0
     seconds = np.zeros(fabric.resources + 1)
-    seconds[:-1][used] = carried[:-1][used] / divided / capacity[used]
-    nics = np.append(_nic_links(fabric), False)
-    of_nic, of_link = np.where(nics, seconds, 0.0), np.where(nics, 0.0, seconds)
+    seconds[:-1][used] = crossed.carried[used] / divided / capacity[used]
+    nics = np.append(_nic_links(fabric), False)[crossed.crossed]
+    busy = seconds[crossed.crossed]
     delay = np.append(fabric.latency, 0.0)
     delay[: fabric.plane_start[0]] = 0.0  # NVLink and PCIe
-    of_flows = np.zeros((3, len(source)))
-    nic, link, latency = of_flows
-    for hop in found.paths.T:
-        np.maximum(nic, of_nic[hop], out=nic)
-        np.maximum(link, of_link[hop], out=link)
+    latency = np.zeros(len(crossed.paths))
+    for hop in crossed.paths.T:
         latency += delay[hop]
-    return of_flows
+    found = np.zeros((3, len(crossed.first)))
+    found[0] = np.maximum.reduceat(np.where(nics, busy, 0.0), crossed.first)
+    found[1] = np.maximum.reduceat(np.where(nics, 0.0, busy), crossed.first)
+    np.maximum.at(found[2], crossed.group, latency)
+    return found

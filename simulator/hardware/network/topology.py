@@ -16,6 +16,7 @@ Table 5.
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import lru_cache
 from typing import TYPE_CHECKING, Literal
 
 import numpy as np
@@ -90,6 +91,20 @@ class FabricInputs:
     def nics(self) -> int:
         """NICs of the whole fabric."""
         return self.nodes * self.nics_per_node
+
+
+def without_rates(inputs: FabricInputs) -> FabricInputs:
+    """What decides the ways through a fabric, whatever its rates and latencies."""
+    return replace(
+        inputs,
+        nvlink_bandwidth=None if inputs.nvlink_bandwidth is None else 1.0,
+        nvlink_latency=0.0,
+        nic_bandwidth=1.0,
+        pcie_bandwidth=None if inputs.pcie_bandwidth is None else 1.0,
+        link_bandwidth=1.0,
+        same_leaf_latency=0.0,
+        cross_leaf_latency=0.0,
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -381,6 +396,7 @@ TOPOLOGIES: Mapping[str, Callable[[FabricInputs], Fabric]] = {
 """Every topology by name."""
 
 
+@lru_cache(maxsize=2)
 def build_fabric(topology: str, inputs: FabricInputs) -> Fabric:
     """Build the named topology. Raises ValueError for an unknown name or impossible figures."""
     if topology not in TOPOLOGIES:

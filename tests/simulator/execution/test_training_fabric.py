@@ -11,6 +11,7 @@ from hardware_profiles.schema import load_transport
 from reference_model.trace import ALL_TO_ALL_KINDS
 from simulator.analysis.run import simulate
 from simulator.analysis.training_metrics import training_metrics
+from simulator.execution import training_fabric
 from simulator.execution.training_fabric import (
     StepLoads,
     collective_groups,
@@ -20,6 +21,7 @@ from simulator.execution.training_fabric import (
     send_flows,
     step_loads,
 )
+from simulator.hardware.network import fabric_load
 from simulator.hardware.network.clusters import cluster_fabric
 from simulator.hardware.network.fabric_load import NO_LIMIT, all_to_all_load
 from simulator.hardware.network.flows import Network, make_flows
@@ -496,3 +498,16 @@ def test_experts_that_are_two_gpus_wide_dispatch_to_every_other_gpu():
     flows = expert_flows(shared(etp=2))
     # Eight places of two GPUs: four places in each of two nodes.
     assert flows.destination[flows.source == 3].tolist() == [11]
+
+
+def test_other_rates_take_the_ways_that_were_found_before(monkeypatch):
+    changes = ("cluster.node.nic.bandwidth=31 GB/s", "cluster.fabric.same_leaf_latency=2 us")
+    training_fabric._crossed.cache_clear()
+    alone = step_loads(cluster(*changes), layout(), schedule())
+    training_fabric._crossed.cache_clear()
+    training_fabric._step_loads.cache_clear()
+    step_loads(cluster(), layout(), schedule())
+    monkeypatch.setattr(fabric_load, "route", None)
+    assert step_loads(cluster(*changes), layout(), schedule()) == alone
+    with pytest.raises(TypeError, match="not callable"):
+        step_loads(cluster("cluster.failures=[plane:3]"), layout(), schedule())
