@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import fields, replace
 from functools import lru_cache
 from math import lcm
 from pathlib import Path
@@ -13,13 +13,14 @@ import numpy as np
 from hardware_profiles.by_content import Keyed, object_key, profile_key
 from hardware_profiles.schema import GpuProfile
 from hardware_profiles.suggestions import meant_or_known
-from hardware_profiles.units import Seconds
+from hardware_profiles.units import Bytes, Seconds
 from reference_model.config import ModelConfig
 from reference_model.trace import Operator, OperatorTrace, Split, part_of
 from simulator.execution.expert_reach import expert_reach
 from simulator.execution.host_state import host_states
 from simulator.execution.other_schedules import fitting_schedules
 from simulator.execution.stages import PipelineTimes, SpansOf, choose_stages
+from simulator.execution.timeline import Times
 from simulator.execution.training import (
     TrainingRun,
     TrainingStep,
@@ -40,6 +41,7 @@ from simulator.workload.context_parallel import check_pieces, operators_of_part
 from simulator.workload.documents import PackedWork, packed_work, with_documents
 from simulator.workload.layout import (
     ParallelLayout,
+    Stage,
     explicit_stages,
     model_layers,
     parse_stage,
@@ -47,6 +49,7 @@ from simulator.workload.layout import (
 )
 from simulator.workload.load import Load
 from simulator.workload.memory import (
+    GpuMemory,
     Infeasible,
     LayerMemory,
     MemoryModel,
@@ -60,7 +63,7 @@ from simulator.workload.schedules.files import is_schedule_file
 from simulator.workload.schedules.held import held_activations
 from simulator.workload.schedules.known import SCHEDULES, build_schedule
 from simulator.workload.schedules.order import OVERLAPPED, WEIGHT_GRADIENT, Schedule
-from simulator.workload.sharding import OPTIMIZERS, Sharding
+from simulator.workload.sharding import OPTIMIZERS, HeldParameters, Sharding
 from simulator.workload.state_tasks import state_operators
 from simulator.workload.tensor_parallel import check_tokens
 
@@ -207,6 +210,35 @@ def _memory_of(
     """`layer_memory` of some kinds of layers."""
     parts = operators_of_part(trace.value, load, context_parallel)
     return layer_memory(model, trace.value, parts, load, kinds)
+
+
+def _memory_key(model: MemoryModel) -> Keyed[MemoryModel]:
+    """A model of memory by all that it says; its layers and schedule never change."""
+    own = {field.name: getattr(model.sharding, field.name) for field in fields(model.sharding)}
+    own["types"] = profile_key(model.sharding.types).key
+    return Keyed((id(model.layers), id(model.schedule), *own.values(), model.reserved), model)
+
+
+@lru_cache(maxsize=64)
+def _fitting(
+    model: Keyed[MemoryModel], stages: tuple[Stage, ...], capacity: Bytes
+) -> tuple[str, ...]:
+    """`MemoryModel.fitting`, worked out once: scenarios differ mostly in rates of hardware."""
+    return model.value.fitting(stages, capacity)
+
+
+@lru_cache(maxsize=64)
+def _memory_of_ranks(
+    of_model: Keyed[MemoryModel], stages: tuple[Stage, ...], immediate: tuple[str, ...]
+) -> tuple[tuple[GpuMemory, ...], tuple[HeldParameters, ...], tuple[Times, ...]]:
+    """[rank] memory, parameters and activations of a GPU, likewise."""
+    model = of_model.value
+    ranks = range(model.schedule.ranks)
+    return (
+        tuple(model.ranks(stages, immediate)),
+        tuple(model.held(rank, stages) for rank in ranks),
+        tuple(model.activations(rank, stages, immediate) for rank in ranks),
+    )
 
 
 @lru_cache(maxsize=64)
@@ -431,9 +463,9 @@ def simulate_training(scenario: Scenario, trace_of: TraceOf, *, unfold: bool) ->
     else:
         stages = tuple(explicit_stages(job.stages, config=scenario.model, stages=schedule.stages))
     fitting = job.immediate_weights == "fitting"
-    immediate = model.fitting(stages, capacity) if fitting else least_deferred
-    memory = model.ranks(stages, immediate)
-    held = [model.held(rank, stages) for rank in range(schedule.ranks)]
+    of_model = _memory_key(model)
+    immediate = _fitting(of_model, stages, capacity) if fitting else least_deferred
+    memory, held, activations = _memory_of_ranks(of_model, stages, immediate)
     try:
         check_fits(memory, stages, capacity, chosen=job.stages == "default")
     except Infeasible as error:
@@ -469,10 +501,8 @@ def simulate_training(scenario: Scenario, trace_of: TraceOf, *, unfold: bool) ->
         stages=stages,
         immediate=immediate,
         documents=documents,
-        memory=tuple(memory),
-        activations=tuple(
-            model.activations(rank, stages, immediate) for rank in range(schedule.ranks)
-        ),
+        memory=memory,
+        activations=activations,
         host=host,
         costs=costs,
         step=step(costs),
