@@ -19,11 +19,13 @@ def test_fields_of_the_job_may_be_given_without_it():
     assert full_path("pp", TRAINING, "a.yaml") == "training.pp"
     assert full_path("training.pp", TRAINING, "a.yaml") == "training.pp"
     assert rooted("model.hidden_size", TRAINING) == "model.hidden_size"
-    with pytest.raises(ValueError, match="^a.yaml: --set modle: unknown field 'modle'; did you mea"):
+    with pytest.raises(ValueError, match=r"^a\.yaml: --set modle: unknown field 'modle'; did"):
         full_path("modle", TRAINING, "a.yaml")
 
 
 def test_a_path_that_means_another_field_is_named_and_one_that_means_none_is_left_alone():
     check_paths(["training.pp", "qqqqqqqq"], TRAINING, "a.yaml")
-    with pytest.raises(ValueError, match="^a.yaml: --set training.skew.row: unknown field; did yo"):
+    with pytest.raises(
+        ValueError, match=r"^a\.yaml: --set training\.skew\.row: unknown field; did yo"
+    ):
         check_paths(["training.skew.row"], TRAINING, "a.yaml")
