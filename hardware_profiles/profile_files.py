@@ -53,6 +53,10 @@ def read_profile(kind: Kind, name_or_path: str) -> tuple[Raw, str]:
     return _completed(files_beside(raw, path)) if kind == "calibrations" else raw, where
 
 
+_NAMING_FILES = ("collectives", "normal_kernels", "low_latency_kernels")
+"""Fields of a calibration that name a file of transfers."""
+
+
 def files_beside(raw: Raw, path: Path) -> Raw:
     """A calibration's dict with the files that it names from its own folder (./rows.csv) in full.
 
@@ -65,7 +69,7 @@ def files_beside(raw: Raw, path: Path) -> Raw:
 
     tables = raw.get("measurements")
     rows = {"measurements": [full(name) for name in tables]} if isinstance(tables, list) else {}
-    return raw | rows | {n: full(raw[n]) for n in ("collectives", "normal_kernels") if n in raw}
+    return raw | rows | {name: full(raw[name]) for name in _NAMING_FILES if name in raw}
 
 
 def _gpu_beside(raw: Raw, path: Path) -> Raw:

@@ -319,8 +319,12 @@ class CalibrationProfile(Profile):
     rates; ideal: those always."""
     normal_kernels: str = "deepep"
     """Timed normal dispatch and combine kernels by SMs, by name or path; deepep: the shipped ones
-    of the cluster's GPU, and where it has none, links and `copy_bandwidth_per_sm`; none: those
-    always."""
+    of the cluster's GPU, which also answer for what a file lacks, and where they have none, links
+    and `copy_bandwidth_per_sm`; none: those always."""
+    low_latency_kernels: str | None = None
+    """Profile of timed low-latency kernels within an NVLink domain, by name or path. On this
+    calibration's GPU they stand in for the copies over NVLink of the shipped profile that a job
+    names; None: that one's."""
     gap: TimeEstimate
     """Idle time between two kernels of one stream, for jobs that do not state their own."""
     kernel_floor: TimeEstimate

@@ -16,6 +16,7 @@ from hardware_profiles.schema import CalibrationProfile
 from hardware_profiles.units import format_bandwidth, format_bytes, format_seconds, unit_factor
 from simulator.calibration.collective_fit import CollectiveErrors
 from simulator.calibration.kernel_choice import RULE, Choice, kernel_of, kernel_text
+from simulator.calibration.low_latency_fit import FittedLowLatency
 from simulator.calibration.modules import ModuleError
 from simulator.calibration.normal_fit import FittedLaw
 from simulator.calibration.restated_errors import RestatedError
@@ -80,6 +81,21 @@ def normal_table(fitted: Mapping[tuple[str, int], FittedLaw]) -> Table:
             f"{len(errors[0]):,}",
             *(f"{np.median(e):.1%} / {np.quantile(e, 0.9):.1%}" for e in errors),
         )
+    return table
+
+
+def low_latency_table(fitted: FittedLowLatency) -> Table:
+    """How well low-latency dispatch and combine kernels within a node are known."""
+    table = Table(
+        title="low-latency kernels within a node: error of left-out rows, median / worst",
+        title_justify="left",
+    )
+    table.add_column("operation")
+    for column in ("rows", "tokens left out"):
+        table.add_column(column, justify="right")
+    for operation, errors in fitted.left_out.items():
+        off = np.expm1(np.abs(errors))
+        table.add_row(operation, f"{len(off)}", f"{np.median(off):.1%} / {off.max():.1%}")
     return table
 
 

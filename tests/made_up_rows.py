@@ -48,3 +48,31 @@ def held_out():
             wrong = 1.5 if (n, number) == (4096, 7) else 1.01
             made.append(HeldOutRow(timed, wrong * timed.seconds, number in (0, 29)))
     return made
+
+
+def low_latency_row(kind, tokens, seconds, *, top_k=8, experts=256, **conditions):
+    """A row of low-latency kernels among the GPUs of one node."""
+    sizes = {"hidden": 7168, "rows": tokens * top_k, "tokens": tokens, "top_k": top_k}
+    stated = {"layout": "low_latency", "nodes": "1", "experts": str(experts)} | conditions
+    return Measurement(
+        kind,
+        tuple(sizes.items()),
+        "fp8_e4m3" if kind == "dispatch" else "bfloat16",
+        128,
+        seconds,
+        None,
+        "made up",
+        tuple(sorted(stated.items())),
+    )
+
+
+def low_latency_rows(
+    *, dispatch=(16e-6, 8e-8), combine=(18e-6, 14e-8), tokens=(1, 32, 64, 128, 256), **changed
+):
+    """Rows on a line of each direction: (seconds of no tokens, of each)."""
+    lines = {"dispatch": dispatch, "combine": combine}
+    return [
+        low_latency_row(kind, count, start + each * count, **changed)
+        for kind, (start, each) in lines.items()
+        for count in tokens
+    ]

@@ -18,6 +18,7 @@ from hardware_profiles.tables import table_path, table_text
 from hardware_profiles.whole_files import is_draft_of, real_path, write_together
 from simulator.calibration.collective_fit import beside_text
 from simulator.calibration.fit import COLLECTIVES, Calibration, fit_calibration
+from simulator.calibration.low_latency_fit import low_latency_kernels
 from simulator.calibration.normal_fit import SOURCE, normal_kernels
 from simulator.execution.progress import Watch, unwatched
 
@@ -157,14 +158,18 @@ def _table_to_write(out: Path, sources: Sequence[Path]) -> Path | None:
     return real_path(out.with_suffix(".csv"))
 
 
-_NORMAL = "_normal"
-"""What the name of a calibration's own normal kernels ends in."""
+_NORMAL, _LOW_LATENCY = "_normal", "_low_latency"
+"""What the names of a calibration's own normal and low-latency kernels end in."""
 
 
 def _to_write_beside(out: Path) -> dict[str, Path]:
     """{field that names it: file beside `out`, for a shipped calibration among its like}"""
     shipped = real_path(out).parent == real_path(ROOT / "calibrations")
-    folders = {"collectives": (COLLECTIVES, "transports"), "normal_kernels": (_NORMAL, "normal")}
+    folders = {
+        "collectives": (COLLECTIVES, "transports"),
+        "normal_kernels": (_NORMAL, "normal"),
+        "low_latency_kernels": (_LOW_LATENCY, "low_latency"),
+    }
     return {
         named: (ROOT / folder if shipped else real_path(out).parent) / f"{out.stem}{ending}.yaml"
         for named, (ending, folder) in folders.items()
@@ -180,8 +185,8 @@ def _from(out: Path, path: Path) -> str:
 def write_calibration(
     result: Calibration, out: Path, *, base_raw: Mapping[str, Any], sources: Sequence[Path]
 ) -> list[Path]:
-    """Write a calibration, the table it rests on, its transport and its normal kernels; returns the
-    files written.
+    """Write a calibration, the table it rests on, its transport, and its normal and low-latency
+    kernels; returns the files written.
 
     Whenever this is killed, the calibration rests on the files that it was written with: it is the
     former one or this one.
@@ -195,6 +200,9 @@ def write_calibration(
             f"{out.stem}{_NORMAL}", result.normal, gpus=[result.profile.gpu], source=SOURCE
         )
         beside["normal_kernels"] = beside_text(raw)
+    if result.low_latency is not None:
+        raw = low_latency_kernels(f"{out.stem}{_LOW_LATENCY}", result.low_latency)
+        beside["low_latency_kernels"] = beside_text(raw)
     places = {named: path for named, path in _to_write_beside(out).items() if named in beside}
     texts = {path: beside[named] for named, path in places.items()}
     if table is not None:

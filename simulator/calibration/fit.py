@@ -18,6 +18,11 @@ from hardware_profiles.tables import TRANSFER_KINDS, Measurement
 from simulator.calibration.collective_fit import KINDS, CollectiveErrors, fitted_transport
 from simulator.calibration.family_fit import LEAST_ROWS, HeldOutRow, fit_families
 from simulator.calibration.kernel_choice import choose_versions
+from simulator.calibration.low_latency_fit import (
+    FittedLowLatency,
+    fit_low_latency,
+    is_low_latency,
+)
 from simulator.calibration.normal_fit import (
     NIC,
     FittedLaw,
@@ -57,6 +62,8 @@ class Calibration:
     """Of rows of collective operations: a file of its own, and errors by operation and types."""
     normal: Mapping[Key, FittedLaw] = field(default_factory=dict)
     """Laws of normal dispatch and combine kernels by SMs, likewise."""
+    low_latency: FittedLowLatency | None = None
+    """Of rows of low-latency kernels within a node, likewise."""
     modules: tuple[Path, ...] = ()
     """Tables of whole modules among the sources."""
 
@@ -101,7 +108,12 @@ def fit_calibration(
     warnings += choice.warnings
     profile = load_gpu(gpu)
     normal = fit_normal(normal_tables_of(rows, base, profile, nic=NIC))
-    kernels = [row for row in rows if normal_key(row) not in normal]
+    low_latency = fit_low_latency(rows, gpu=profile)
+    kernels = [
+        row
+        for row in rows
+        if normal_key(row) not in normal and not (low_latency and is_low_latency(row))
+    ]
     among = sum(row.condition("state") in AMONG_OTHERS for row in kernels)
     if among:
         kernels = [row for row in kernels if row.condition("state") not in AMONG_OTHERS]
@@ -156,6 +168,7 @@ def fit_calibration(
         completed=_completed(completed_by, rows),
         transport=fitted_transport(f"{name}{COLLECTIVES}", rows, gpu=profile),
         normal=normal,
+        low_latency=low_latency,
         modules=read.modules,
     )
 

@@ -74,6 +74,7 @@ def calibrate(
         calibration_tables,
         collective_table,
         explained_tables,
+        low_latency_table,
         module_table,
         normal_table,
         pooled_table,
@@ -133,6 +134,8 @@ def calibrate(
         errors.append(collective_table(raw["name"], left_out))
     if result.normal:
         errors.append(normal_table(result.normal))
+    if result.low_latency is not None:
+        errors.append(low_latency_table(result.low_latency))
     beside = [module_table(modules)] if modules else []
     print_tables(*errors, *calibration_tables(result.profile), *beside)
     for line in cancelling:

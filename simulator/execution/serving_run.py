@@ -9,7 +9,11 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 from hardware_profiles.calibration_parts import BesideCompute
-from hardware_profiles.low_latency_kernels import LowLatencyProfile, load_low_latency
+from hardware_profiles.low_latency_kernels import (
+    LowLatencyProfile,
+    known_low_latency,
+    load_low_latency,
+)
 from hardware_profiles.schema import CalibrationProfile
 from hardware_profiles.units import Seconds
 from reference_model.parameter_counts import parameter_counts
@@ -141,14 +145,23 @@ def prepare_serving(
         cluster=scenario.cluster,
         kernels=kernels,
         trace=trace_of(scenario.model, job.phase, recipe_name(job.recipe, scenario.model)),
-        low_latency=_low_latency(job),
+        low_latency=_low_latency(scenario, job),
         seed=scenario.file.seed,
     )
 
 
-def _low_latency(job: ServingStepJob) -> LowLatencyProfile | None:
-    name = job.all_to_all.low_latency
-    return None if name is None else load_low_latency(name)
+def _low_latency(scenario: Scenario, job: ServingStepJob) -> LowLatencyProfile | None:
+    """The kernels that a job names; of a shipped profile the copies over NVLink are those that the
+    calibration timed on the job's GPU, where it did."""
+    name, calibration = job.all_to_all.low_latency, scenario.calibration
+    if name is None:
+        return None
+    named, own = load_low_latency(name), calibration.low_latency_kernels
+    on_this = calibration.gpu == scenario.cluster.node.gpu.name
+    if own is None or not on_this or name not in known_low_latency() or named.link == "nic":
+        return named
+    timed = load_low_latency(own)
+    return timed if named.link == "nvlink" else named.model_copy(update={"within": timed})
 
 
 def _kernels(
@@ -161,7 +174,7 @@ def _kernels(
         calibration=calibration,
         cost_model=by_name(COST_MODELS, scenario.file.cost_model, "cost_model"),
         measurements=rows_for(calibration, "prefill" if job.phase == "prefill" else "decode_step"),
-        low_latency=_low_latency(job),
+        low_latency=_low_latency(scenario, job),
         seed=scenario.file.seed,
     )
 

@@ -5,17 +5,19 @@ import dataclasses
 import numpy as np
 import pytest
 
-from hardware_profiles.schema import known_calibrations, load_calibration
+from hardware_profiles.schema import known_calibrations, load_calibration, load_gpu
 from reports.calibration import (
     calibration_tables,
     collective_table,
     explained_tables,
+    low_latency_table,
     normal_table,
     pooled_table,
 )
 from reports.calibration_report import PooledError
 from simulator.calibration.collective_fit import CollectiveErrors
 from simulator.calibration.kernel_choice import choose_versions
+from simulator.calibration.low_latency_fit import FittedLowLatency
 from simulator.calibration.normal_fit import FittedLaw
 from simulator.calibration.sources import read_sources
 from simulator.hardware.network.normal_law import NormalLaw
@@ -130,6 +132,19 @@ def test_normal_kernels_are_shown_by_direction_and_nodes():
         ["2"],
         ["3.0% / 3.8%"],
         ["10.0% / 10.0%"],
+    ]
+
+
+def test_low_latency_kernels_are_shown_by_direction():
+    rows = {"dispatch": np.log([1.02, 1.04, 1.1]), "combine": np.log([1.01, 0.8])}
+    fitted = FittedLowLatency(
+        load_gpu("gb200"), 128, 7168, 8, 256, seconds={}, intercepts={}, left_out=rows, source=""
+    )
+    # Off by 0.8 is off by a quarter, as a ratio.
+    assert [cells(low_latency_table(fitted), i) for i in range(3)] == [
+        ["dispatch", "combine"],
+        ["3", "2"],
+        ["4.0% / 10.0%", "13.0% / 25.0%"],
     ]
 
 

@@ -119,7 +119,7 @@ MOST_TOLD = 2**12
 """Batches of operators whose times on the measured GPU are kept: bounds memory."""
 
 NOT_OF_KERNELS = dict.fromkeys(
-    ("all_to_all", "transfers", "collectives", "normal_kernels", "gap"), True
+    ("all_to_all", "transfers", "collectives", "normal_kernels", "low_latency_kernels", "gap"), True
 )
 """Fields of a calibration that no time of a compute kernel rests on."""
 

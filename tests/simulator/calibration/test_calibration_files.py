@@ -5,8 +5,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from made_up_rows import made_up
+from made_up_rows import low_latency_rows, made_up
 
+from hardware_profiles.low_latency_kernels import load_low_latency
 from hardware_profiles.schema import load_calibration, load_cluster
 from hardware_profiles.tables import load_measurements, write_measurements
 from simulator.calibration.calibration_files import calibrate_to_file
@@ -73,6 +74,22 @@ def test_rows_timed_in_turns_take_no_part_in_the_fit_of_bursts(tmp_path):
     assert found[0].profile.fits == found[1].profile.fits
     assert len(found[1].measurements) == 112
     assert found[1].warnings[0].startswith("56 rows of operators timed among the others of a step")
+
+
+def test_low_latency_kernels_are_written_and_named_beside_a_calibration(tmp_path):
+    timed = [
+        replace(row, source="made up", conditions=(*row.conditions, ("set", "made_up")))
+        for row in low_latency_rows()
+    ]
+    source, out = tmp_path / "rows.csv", tmp_path / "mine.yaml"
+    write_measurements(source, [*made_up(), *timed])
+    result, written = calibrate_to_file([source], gpu="h800_sxm", out=out, base=None)
+    assert written[2:] == [tmp_path / "mine_low_latency.yaml"]
+    # They are no kernels of a layer.
+    assert {fit.kind for fit in result.profile.fits} == {"gemm"}
+    named = load_calibration(str(out)).low_latency_kernels
+    assert named == str(tmp_path / "mine_low_latency.yaml")
+    assert load_low_latency(named).rows[0].ranks == 8
 
 
 def test_kernels_without_a_row_are_answered_for_by_the_calibration_of_the_gpu(tmp_path):

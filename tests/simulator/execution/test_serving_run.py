@@ -2,6 +2,7 @@
 
 import pytest
 
+from hardware_profiles.low_latency_kernels import FOLDER
 from simulator.analysis.run import simulate
 from simulator.execution.serving_run import prepare_serving, simulate_serving_step
 from simulator.execution.serving_step import serving_step
@@ -17,6 +18,36 @@ def model_of(name, *changes):
 
 def step_of(name, *changes):
     return serving_step(model_of(name, *changes))
+
+
+@pytest.mark.parametrize(
+    ("scenario", "named", "used"),
+    [
+        # Kernels over NVLink of a shipped profile are those that the calibration timed.
+        ("decode_ep8_h200", "deepep_h200_nvlink", "deepep_h800_nvlink"),
+        ("decode_ep8_h200", "deepep_h100_mixed", "deepep_h800_nvlink"),
+        # Pure RDMA is another kernel, a file of the user's own is meant.
+        ("decode_ep8_h200", "deepep_h800_rdma", "deepep_h800_rdma"),
+        ("decode_ep8_h200", "{folder}/deepep_h200_nvlink.yaml", "deepep_h200_nvlink"),
+        # The calibration is of an H200.
+        ("decode_ep72_h100", "deepep_h100_mixed", "deepep_h100_mixed"),
+    ],
+)
+def test_timed_low_latency_kernels_of_the_gpu_stand_in_for_shipped_ones(scenario, named, used):
+    model = model_of(
+        scenario,
+        "calibration=h200_sxm",
+        "calibration.low_latency_kernels=deepep_h800_nvlink",
+        f"all_to_all.low_latency={named.format(folder=FOLDER)}",
+    )
+    assert model.low_latency.name == used
+
+
+def test_between_domains_they_stand_in_for_the_copies_within_one():
+    changes = ("calibration.low_latency_kernels=deepep_h800_nvlink", "cluster=h200_32", "gpus=16")
+    model = model_of("decode_ep8_h200", *changes, "all_to_all.low_latency=deepep_h100_mixed")
+    assert model.low_latency.name == "deepep_h100_mixed"
+    assert model.low_latency.within.name == "deepep_h800_nvlink"
 
 
 """Of 8 tokens per GPU and micro-batch, 64 copies, half stay within the node."""
