@@ -17,9 +17,7 @@ from hardware_profiles.schema import (
     load_gpu,
 )
 from hardware_profiles.units import Seconds
-from reference_model.trace import ALL_TO_ALL_KINDS, KINDS, Operator
 from simulator.analysis.published import plain_values
-from simulator.hardware.costs import KernelCostModel
 from simulator.scenario.files import Scenario
 
 NOT_STATED = "not stated"
@@ -48,22 +46,21 @@ def kernels_used(calibration: CalibrationProfile, gpu: GpuProfile, job: str) -> 
 
 
 def time_by_calibration(
-    costs: KernelCostModel, times: Iterable[tuple[Operator, Seconds]]
+    own: CalibrationProfile, times: Iterable[tuple[str, Seconds]]
 ) -> dict[str, Any]:
-    """What share of the time of compute kernels the calibration's own rows decide, alone or in the
-    ratio of two kernels of another, and what share each that completes it; nothing where none does.
+    """What share of the time of all kernels, dispatch and combine among them, a calibration's own
+    rows decide, alone or in the ratio of two kernels of another, and what share everyone else;
+    nothing where no other completes it.
 
     Args:
-        times: kernels of the compute stream, dispatch and combine left out by this.
+        times: (who answers for a kernel, the seconds that all its calls take); of dispatch and
+            combine those that occupy SMs.
     """
-    own = costs.calibration
     if not own.completed_by:
         return {}
     seconds: dict[str, Seconds] = {own.name: 0.0}
-    for operator, value in times:
-        if operator.kind in KINDS and operator.kind not in ALL_TO_ALL_KINDS:
-            name = costs.answered_by(operator)
-            seconds[name] = seconds.get(name, 0.0) + value
+    for name, value in times:
+        seconds[name] = seconds.get(name, 0.0) + value
     total = sum(seconds.values()) or 1.0
     shares = {name: value / total for name, value in seconds.items()}
     decided = sum(share for name, share in shares.items() if name.split(" ")[0] == own.name)

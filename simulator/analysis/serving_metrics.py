@@ -13,10 +13,11 @@ from typing import Any
 
 import numpy as np
 
+from hardware_profiles.low_latency_kernels import load_low_latency
 from hardware_profiles.offload_servers import OffloadServerProfile
 from hardware_profiles.units import Seconds
 from reference_model.config import ModelConfig
-from reference_model.trace import ALL_TO_ALL_KINDS, Operator
+from reference_model.trace import ALL_TO_ALL_KINDS
 from simulator.analysis.intervals import serving_interval
 from simulator.analysis.kernels_used import kernels_used, time_by_calibration
 from simulator.analysis.published import beside_published
@@ -28,6 +29,7 @@ from simulator.execution.serving_model import ServingModel
 from simulator.execution.serving_rows import placement_balance
 from simulator.execution.serving_run import ServingRun, SpeculationPoint
 from simulator.execution.serving_step import ServingStep
+from simulator.execution.serving_times import LOW_LATENCY_KERNELS
 from simulator.hardware.kernels.families import family_of
 from simulator.hardware.prediction import PROVENANCES
 from simulator.scenario.published import PublishedFigure
@@ -56,7 +58,7 @@ def serving_metrics(run: ServingRun, *, with_intervals: bool = True) -> dict[str
         **({"interval_80": _intervals(step_s, _ends(run), figures)} if with_intervals else {}),
         **({} if draws is None else beside_ideal(draws, ideal)),
         "kernels": serving_kernels(step.model)
-        | time_by_calibration(step.model.kernels.costs, _kernel_times(step)),
+        | time_by_calibration(step.model.kernels.calibration, _kernel_times(step)),
         "error_share": step.error_share(),
         "time_budget_s": time_budget(step, {} if draws is None else draws.causes_s),
         "exposed_communication_s": step.exposed_communication_s,
@@ -403,15 +405,31 @@ def best_batches(curve: Sequence[SpeculationPoint], *, within: str) -> dict[str,
     }
 
 
-def _kernel_times(step: ServingStep) -> Iterator[tuple[Operator, Seconds]]:
-    """Kernels that the cost model predicts, and the seconds that all their calls take: not the
-    kernels and wires of low-latency transfers, nor collectives."""
-    calls = np.bincount(step.model.places, minlength=len(step.times.seconds))
-    operators = [op for section in step.model.sections for op in step.operators[section].operators]
+def _kernel_times(step: ServingStep) -> Iterator[tuple[str, Seconds]]:
+    """Who answers for each kernel, and the seconds that all its calls take: not for collectives,
+    nor for wires and other transfers that keep no SM."""
+    model = step.model
+    calls = np.bincount(model.places, minlength=len(step.times.seconds))
+    operators = [op for section in model.sections for op in step.operators[section].operators]
     totals = (step.times.seconds * calls).tolist()
+    low_latency = _low_latency_by(model)
     for operator, family, seconds in zip(operators, step.times.family, totals, strict=True):
-        if family == family_of(operator):
-            yield operator, seconds
+        if low_latency is not None and family in LOW_LATENCY_KERNELS:
+            yield low_latency, seconds
+        elif family == family_of(operator) and (
+            operator.kind not in ALL_TO_ALL_KINDS or model.job.communication_sms
+        ):
+            yield model.kernels.costs.answered_by(operator), seconds
+
+
+def _low_latency_by(model: ServingModel) -> str | None:
+    """Name of the calibration or the shipped profile that times low-latency kernels; None without
+    them. Of a mixed profile that is the profile, whatever its copies over NVLink rest on."""
+    profile, calibration = model.low_latency, model.kernels.calibration
+    own = calibration.low_latency_kernels
+    if profile is None or own is None or load_low_latency(own) != profile:
+        return None if profile is None else profile.name
+    return calibration.name
 
 
 def operator_table(step: ServingStep) -> list[dict[str, Any]]:

@@ -26,13 +26,14 @@ EVERY_JOB = (
         "kernels.own_rows_share",
         "share",
         None,
-        "share of the time of compute kernels that the calibration's own rows decide",
+        "share of the time of kernels, dispatch and combine that occupy SMs among them, that the "
+        "calibration's own rows decide; not of wires and collectives",
     ),
     Metric(
         "kernels.time_by_calibration",
         "share",
         None,
-        "share of the time of compute kernels by the calibration whose rows decide it",
+        "the same by the calibration or the shipped profile of transfers whose rows decide it",
     ),
     Metric("wall_clock_s", "s", "less", "how long the simulation itself took"),
     Metric("idle_nodes", "nodes", None, "nodes outside whole NVLink domains; none where all count"),

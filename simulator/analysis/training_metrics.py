@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from hardware_profiles.units import Bytes, Seconds, format_bytes, format_seconds, unit_factor
 from reference_model.parameter_counts import training_flops_per_token
-from reference_model.trace import Operator
+from reference_model.trace import ALL_TO_ALL_KINDS, KINDS
 from simulator.analysis.kernels_used import kernels_used, time_by_calibration
 from simulator.analysis.published import beside_published, metric_at
 from simulator.analysis.run import WITHOUT_SLOWDOWN
@@ -287,15 +287,18 @@ def provenance_shares(chunks: Sequence[tuple[ChunkRun, int]]) -> dict[str, float
 
 
 def _kernel_times(
-    step: TrainingStep, counts: Mapping[ChunkKey, int]
-) -> Iterator[tuple[Operator, float]]:
-    """Operators of every chunk, and the seconds that all their runs take."""
+    run: TrainingRun, counts: Mapping[ChunkKey, int]
+) -> Iterator[tuple[str, Seconds]]:
+    """Who answers for each kernel of every chunk, and the seconds that all its runs take: not for
+    collectives, nor for transfers that keep no SM."""
+    kinds = KINDS.keys() - (() if run.job.communication_sms else ALL_TO_ALL_KINDS)
     for key, times in counts.items():
-        chunk = step.chunks[key]
+        chunk = run.step.chunks[key]
         for operator, seconds in zip(
             chunk.log.graph.task_operators(), chunk.cost.seconds.tolist(), strict=True
         ):
-            yield operator, times * seconds
+            if operator.kind in kinds:
+                yield run.costs.answered_by(operator), times * seconds
 
 
 def training_metrics(
@@ -342,7 +345,7 @@ def training_metrics(
         ],
         **(_without_slowdown(run) if with_further_steps else {}),
         "kernels": kernels_used(run.scenario.calibration, cluster.node.gpu, "training")
-        | time_by_calibration(run.costs, _kernel_times(step, counts)),
+        | time_by_calibration(run.scenario.calibration, _kernel_times(run, counts)),
         "kernel_time_share": {
             "pair": of_pair,
             "step": provenance_shares([(step.chunks[key], n) for key, n in counts.items()]),

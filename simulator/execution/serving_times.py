@@ -159,7 +159,7 @@ def predicted(
     return times[0], times[1], times[2], provenance, shared
 
 
-_ENDS = ("dispatch_send", "dispatch_receive", "combine_send", "combine_receive")
+LOW_LATENCY_KERNELS = ("dispatch_send", "dispatch_receive", "combine_send", "combine_receive")
 """Parts of a layer that are the kernels at either end of a low-latency wire."""
 
 
@@ -180,10 +180,10 @@ def _special_time(
         # It holds every expert and sends nothing, but it casts and copies as the model does.
         nothing = one_time(0.0, 0.0, 0.0, provenance=MEASURED, family=part)
         return nothing if part in WIRES else None
-    own_time = part in WIRES or part in _ENDS
+    own_time = part in WIRES or part in LOW_LATENCY_KERNELS
     if model.low_latency is None or job.expert_tp > 1 or operator.kind == "add" or not own_time:
         return None
-    if part in _ENDS:
+    if part in LOW_LATENCY_KERNELS:
         # A sent token's row stands for all its copies.
         handled = operator["rows"] * (model.choices if part == "dispatch_send" else 1)
         return model.transfers.low_latency_kernel(part, np.array([float(handled)]))

@@ -323,7 +323,10 @@ class KernelCostModel:
         self.kernels_.keep_times()
 
     def answered_by(self, operator: Operator) -> str:
-        """Name of the calibration whose rows a compute kernel's time rests on."""
+        """Name of the calibration whose rows a kernel's time rests on; of dispatch and combine by
+        normal kernels, as `Transfers.answered_by`."""
+        if operator.kind in ALL_TO_ALL_KINDS:
+            return self.transfers_.answered_by(operator)
         return self.kernels_.answered_by(operator)
 
 

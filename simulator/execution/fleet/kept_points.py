@@ -49,7 +49,7 @@ def points_digest(model: ServingModel) -> str | None:
         model.cluster,
         model.kernels.calibration,
         model.low_latency,
-        None if normal is None else normal.kernels,
+        *(() if normal is None else normal.kernels),
         None if collectives is None else collectives.measured,
     )
     return digest_of(

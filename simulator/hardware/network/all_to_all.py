@@ -29,7 +29,13 @@ from numpy.typing import NDArray
 
 from hardware_profiles.by_content import Keyed, profile_key, rows_key
 from hardware_profiles.estimates import Estimate
-from hardware_profiles.normal_kernels import NormalLawProfile, load_normal_kernels
+from hardware_profiles.normal_kernels import (
+    DEEPEP,
+    NONE,
+    NormalKernels,
+    NormalLawProfile,
+    load_normal_kernels,
+)
 from hardware_profiles.schema import CalibrationProfile, ClusterProfile, load_gpu
 from hardware_profiles.tables import Measurement
 from hardware_profiles.units import Bytes, Seconds
@@ -78,6 +84,9 @@ class AllToAllTime:
 NOT_OF_SHARES = dict.fromkeys(("fits", "gap", "tiles", "overlap", "sources"), True)
 """Fields of a calibration that no achieved share rests on."""
 
+LINKS = "links at achieved rates"
+"""What decides where no row times dispatch and combine."""
+
 Shares: TypeAlias = Mapping[str, tuple[float, float, float]]
 """{dispatch or combine: value, low and high that it achieves of a link's rate}"""
 _Learned: TypeAlias = tuple[Shares, Shares, Mapping[str, tuple[Measurement, ...]]]
@@ -116,7 +125,11 @@ class AllToAllModel:
         self.calibration = calibration
         per_domain = nvlink_domains(cluster, group=ranks).gpus_each
         self.reach = reach or reach_of_tests(calibration, ranks, gpus_each=per_domain)
-        self.kernels = load_normal_kernels(calibration.normal_kernels, gpu=cluster.node.gpu.name)
+        gpu, named = cluster.node.gpu.name, calibration.normal_kernels
+        # What a calibration's own file lacks, such as kernels between nodes, shipped ones know.
+        names = (named,) if named in (DEEPEP, NONE) else (named, DEEPEP)
+        files = (load_normal_kernels(name, gpu=gpu) for name in names)
+        self.kernels = tuple(kernels for kernels in files if kernels is not None)
         self.nodes = len(self.reach.parts)
         self.one_gpu = ranks == 1
         """A GPU that holds every expert sends nothing and meets nobody."""
@@ -132,7 +145,7 @@ class AllToAllModel:
         self._measured_nvlink = load_gpu(self.calibration.gpu).nvlink_bandwidth
         rests_on = (
             profile_key(self.calibration, without=NOT_OF_SHARES).key,
-            None if self.kernels is None else profile_key(self.kernels).key,
+            tuple(profile_key(kernels).key for kernels in self.kernels),
             self._measured_nvlink,
             self.cluster.node.gpu.name,
             self.nodes,
@@ -170,19 +183,24 @@ class AllToAllModel:
             )
         return nvlink_share, nic_share, used
 
-    def _profile_of(self, kind: str, nodes: int) -> NormalLawProfile | None:
-        """The timed kernels of the nearest number of nodes; on one node of one alone."""
-        laws = [
-            law
-            for law in (self.kernels.laws if self.kernels else ())
-            if law.operation == kind and (law.nodes == 1) == (nodes == 1)
-        ]
-        return min(laws, key=lambda law: abs(np.log2(law.nodes / nodes)), default=None)
+    def _timed(self, kind: str, nodes: int) -> tuple[NormalKernels, NormalLawProfile] | None:
+        """Kernels that were timed, and those of the nearest number of nodes among them; on one node
+        of one alone."""
+        for kernels in self.kernels:
+            laws = [
+                law
+                for law in kernels.laws
+                if law.operation == kind and (law.nodes == 1) == (nodes == 1)
+            ]
+            if laws:
+                return kernels, min(laws, key=lambda law: abs(np.log2(law.nodes / nodes)))
+        return None
 
     def _law(self, kind: str, nodes: int) -> NormalLaw | None:
-        found = self._profile_of(kind, nodes)
-        if found is None:
+        timed = self._timed(kind, nodes)
+        if timed is None:
             return None
+        _, found = timed
         return NormalLaw(
             start=found.start,
             ramp=found.ramp,
@@ -194,11 +212,12 @@ class AllToAllModel:
     def _timed_share(self, kind: str, nodes: int) -> tuple[float, float, float] | None:
         """What the link of timed kernels reached, of GPUs whose shipped NVLink rate is theirs: the
         share stays where a job changes the rate."""
-        found, gpu = self._profile_of(kind, nodes), self.cluster.node.gpu.name
-        if found is None or self.kernels is None or gpu not in self.kernels.gpus:
+        timed, gpu = self._timed(kind, nodes), self.cluster.node.gpu.name
+        if timed is None or gpu not in timed[0].gpus:
             return None
-        timed = load_gpu(self.kernels.gpus[0]).nvlink_bandwidth
-        return (found.link_share,) * 3 if load_gpu(gpu).nvlink_bandwidth == timed else None
+        kernels, found = timed
+        rate = load_gpu(kernels.gpus[0]).nvlink_bandwidth
+        return (found.link_share,) * 3 if load_gpu(gpu).nvlink_bandwidth == rate else None
 
     def predict(
         self,
@@ -277,6 +296,18 @@ class AllToAllModel:
             kernel_s=kernel_s,
         )
 
+    def answered_by(self, operator: Operator) -> str:
+        """Name of the calibration whose rows decide the payload of dispatch or combine; else that
+        of the shipped kernels that do, and LINKS where neither has rows among as many nodes."""
+        own, kind = self.calibration, operator.kind
+        timed = self._timed(kind, self.nodes)
+        if timed is not None:
+            shipped = own.normal_kernels == DEEPEP or timed[0] != self.kernels[0]
+            return timed[0].name if shipped else own.name
+        inside = self.nodes == 1
+        known = any((row.condition("nodes") == "1") == inside for row in self.rows_[kind])
+        return own.name if known else LINKS
+
     def _ends(
         self, operator: Operator, time: AllToAllTime, overlapped: bool
     ) -> tuple[Seconds, Seconds]:
@@ -292,11 +323,10 @@ class AllToAllModel:
         payload = time.seconds - time.notify_s
         # Kernels that were timed by SMs are off by what left-out rows of theirs are.
         width = 0.0
-        if time.kernel_s is not None and self.kernels is not None:
+        timed = self._timed(operator.kind, self.nodes)
+        if time.kernel_s is not None and timed is not None:
             width = next(
-                found.quantile_80
-                for found in self.kernels.left_out
-                if found.operation == operator.kind
+                found.quantile_80 for found in timed[0].left_out if found.operation == operator.kind
             )
         slower = np.hypot(value / low - 1, ratio.high / ratio.value - 1 if overlapped else 0.0)
         faster = np.hypot(1 - value / high, 1 - ratio.low / ratio.value if overlapped else 0.0)
@@ -309,9 +339,12 @@ class AllToAllModel:
     def _provenance(self, operator: Operator, sms: int, overlapped: bool) -> int:
         """Measured rates at these tokens, nodes, NICs and SMs; else what was changed decides."""
         rows = self.rows_[operator.kind]
-        timed = self._profile_of(operator.kind, self.nodes)
-        if sms and timed is not None and timed.nodes == self.nodes and self._timed_links():
-            return INTERPOLATED
+        timed = self._timed(operator.kind, self.nodes)
+        if sms and timed is not None and timed[1].nodes == self.nodes:
+            # Only at the NVLink rate at which they were timed.
+            rate = load_gpu(timed[0].gpus[0]).nvlink_bandwidth
+            if rate == self.cluster.node.gpu.nvlink_bandwidth:
+                return INTERPOLATED
         tokens = {dict(row.sizes)["tokens"] for row in rows}
         nodes = {row.condition("nodes") for row in rows}
         node = self.cluster.node
@@ -323,13 +356,6 @@ class AllToAllModel:
         if not (same_sizes and same_links and same_copies):
             return EXTRAPOLATED
         return INTERPOLATED if overlapped or sms not in {row.sms for row in rows} else MEASURED
-
-    def _timed_links(self) -> bool:
-        """Whether NVLink has the rate at which kernels were timed by SMs."""
-        rate = self.cluster.node.gpu.nvlink_bandwidth
-        return self.kernels is not None and (
-            rate == load_gpu(self.kernels.gpus[0]).nvlink_bandwidth
-        )
 
     def _copies_as_measured(self) -> bool:
         """Whether the SMs are of the generation whose copies were timed."""

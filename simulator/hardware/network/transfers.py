@@ -202,6 +202,10 @@ class Transfers:
         """One dispatch or combine by normal kernels, part by part; arguments as of all_to_all."""
         return self._normal().explain(operator, sms=sms, overlapped=overlapped, load=load)
 
+    def answered_by(self, operator: Operator) -> str:
+        """Whose rows dispatch or combine by normal kernels rest on, as AllToAllModel says it."""
+        return self._normal().answered_by(operator)
+
     @property
     def reach(self) -> Reach:
         """Where normal kernels bring the tokens of a GPU."""

@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 
 from hardware_profiles.schema import known_calibrations, load_calibration, load_gpu
-from reference_model.trace import Operator
 from simulator.analysis.kernels_used import (
     difference_in_kind,
     kernels_used,
@@ -120,36 +119,22 @@ def test_runs_on_kernels_of_different_kind_are_told_apart():
 
 
 def test_time_is_counted_by_the_calibration_whose_rows_decide_it():
-    class Costs:
-        calibration = load_calibration("h200_sxm_reference").model_copy(
-            update={"name": "mine", "completed_by": ("h200_sxm_reference",)}
-        )
-
-        def answered_by(self, operator):
-            return {
-                "gemm": "mine",
-                "grouped_gemm_weight_grad": "mine in the ratio of h200_sxm_reference",
-                "rmsnorm": "h200_sxm_reference",
-            }[operator.kind]
-
-    def operator(kind):
-        return Operator(
-            name="x", kind=kind, phase="forward", segment="mlp", dtype="bfloat16",
-            out_dtype="bfloat16", sizes=(), recompute=False, accumulate=False,
-        )  # fmt: skip
-
+    own = load_calibration("h200_sxm_reference").model_copy(
+        update={"name": "mine", "completed_by": ("h200_sxm_reference",)}
+    )
     times = [
-        (operator("gemm"), 5e-3),
-        (operator("grouped_gemm_weight_grad"), 2e-3),
-        (operator("rmsnorm"), 3e-3),
-        (operator("dispatch"), 9e-3),
+        ("mine", 4e-3),
+        ("mine in the ratio of h200_sxm_reference", 2e-3),
+        ("h200_sxm_reference", 3e-3),
+        ("mine", 1e-3),
+        ("deepep_h200_nvlink", 10e-3),
     ]
-    found = time_by_calibration(Costs(), times)
-    assert found["own_rows_share"] == pytest.approx(0.7)
+    found = time_by_calibration(own, times)
+    assert found["own_rows_share"] == pytest.approx(0.35)
     assert found["time_by_calibration"] == {
-        "mine": pytest.approx(0.5),
-        "mine in the ratio of h200_sxm_reference": pytest.approx(0.2),
-        "h200_sxm_reference": pytest.approx(0.3),
+        "mine": pytest.approx(0.25),
+        "mine in the ratio of h200_sxm_reference": pytest.approx(0.1),
+        "h200_sxm_reference": pytest.approx(0.15),
+        "deepep_h200_nvlink": pytest.approx(0.5),
     }
-    Costs.calibration = load_calibration("h200_sxm_reference")
-    assert time_by_calibration(Costs(), times) == {}
+    assert time_by_calibration(load_calibration("h200_sxm_reference"), times) == {}

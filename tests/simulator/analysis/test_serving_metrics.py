@@ -135,10 +135,22 @@ def test_figures_of_ranks_that_differ_stand_beside_those_of_ideal_ones():
 def test_a_tray_of_an_nvl72_rack_is_a_node_of_four():
     metrics = metrics_of("decode_nvl72")
     assert metrics["kernels"]["basis"] == "measured"
-    # Kernels of the compute stream are all counted; a GB200's decode attention is a B200's.
+    # Kernels are all counted, those at the ends of a low-latency wire among them, which are an
+    # H200's; a GB200's decode attention is a B200's.
     shares = metrics["kernels"]["time_by_calibration"]
     assert sum(shares.values()) == pytest.approx(1)
-    assert shares["b200_sxm"] == pytest.approx(0.350, abs=5e-4)
+    spent = dict.fromkeys((row["name"] for row in metrics["operators"]), 0.0)
+    for row in metrics["operators"]:
+        spent[row["name"]] += row["total_s"]
+    wires, ends = (
+        sum(
+            spent[f"moe.{operation}_{part}"] for operation in ("dispatch", "combine") for part in of
+        )
+        for of in (["wire"], ["send", "receive"])
+    )
+    total = sum(spent.values()) - wires
+    assert shares["deepep_h200_nvlink"] == pytest.approx(ends / total, rel=1e-9)
+    assert shares["b200_sxm"] == pytest.approx(0.307, abs=5e-4)
     assert metrics["transfers"]["link"] == "nvlink"
     ratio = (
         metrics["output_tokens_per_second_per_node"] / metrics["output_tokens_per_second_per_gpu"]

@@ -67,6 +67,30 @@ def test_kernels_take_what_their_law_makes_of_copies_and_links(sms):
         assert payload(COSTS, op, sms=sms) == pytest.approx(expected.item(), rel=1e-12)
 
 
+def test_a_file_without_kernels_between_nodes_leaves_them_to_the_shipped_ones():
+    one_node = CALIBRATION.model_copy(update={"normal_kernels": "deepep_b200_sxm"})
+    for op in (dispatch(), combine()):
+        assert payload(fitted(calibration=one_node), op) == payload(COSTS, op)
+        inside = [fitted(ranks=8, calibration=of) for of in (one_node, CALIBRATION)]
+        assert payload(inside[0], op) != payload(inside[1], op)
+
+
+def test_dispatch_and_combine_say_whose_rows_decide_them():
+    one_node = CALIBRATION.model_copy(update={"normal_kernels": "deepep_b200_sxm"})
+    links = CALIBRATION.model_copy(update={"normal_kernels": "none"})
+    for calibration, ranks, who in (
+        (CALIBRATION, 64, "deepep_h100_sxm"),
+        (one_node, 64, "deepep_h100_sxm"),
+        (one_node, 8, CALIBRATION.name),
+        # DeepEP's published rows of an H800.
+        (links, 64, CALIBRATION.name),
+        (links, 8, CALIBRATION.name),
+        (links.model_copy(update={"kernel_sets": ("infersim",)}), 8, "links at achieved rates"),
+    ):
+        costs = fitted(ranks=ranks, calibration=calibration)
+        assert [costs.answered_by(op) for op in (dispatch(), combine())] == [who, who]
+
+
 def test_the_slowdown_beside_compute_is_a_ratio_that_can_be_taken_out():
     without = fitted(calibration=CALIBRATION.without_all_to_all_slowdown())
     for op, ratio in ((dispatch(), 1.64), (combine(), 1.33)):
