@@ -369,7 +369,7 @@ def _run_at_once(blocks: ServingBlocks, ranks: ServingRanks, waits: bool) -> tup
     last = reduce(np.maximum, ends_of.values())
     ends = last.max(axis=(0, 1))
     waited += ends - last
-    return ends, np.sort(waited.reshape(-1, axes[-1]), axis=0)
+    return ends, np.sort(waited.reshape(waited.size // len(ends), len(ends)), axis=0)
 
 
 def _durations(blocks: ServingBlocks, ranks: ServingRanks) -> Iterator[tuple[Single, Single]]:

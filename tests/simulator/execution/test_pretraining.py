@@ -74,9 +74,38 @@ def test_a_failure_goes_back_to_the_last_checkpoint_and_starts_again() -> None:
     assert [(i.at_s, i.kind, i.lost_s, i.position) for i in log.incidents] == [
         (250.0, "gpu", 40.0, 210.0)
     ]
+    assert log.states == [
+        (0.0, 210.0, "training"),
+        (210.0, 250.0, "lost"),
+        (250.0, 253.0, "detection"),
+        (253.0, 264.0, "restart"),
+        (264.0, 271.0, "reload"),
+        (271.0, 1106.0, "training"),
+    ]
     # 200 s of training were there after one stall; 300 s a hundred after the restart at 271 s.
     assert log.reached_s(plan(), 200.0) == 205.0
     assert log.reached_s(plan(), 300.0) == 371.0
+
+
+def test_a_failure_at_the_end_of_a_checkpoint_loses_nothing() -> None:
+    log = run_with(plan(), failures=fails_at(210.0))
+
+    assert [(since, until, state) for since, until, state in log.states][:2] == [
+        (0.0, 210.0, "training"),
+        (210.0, 213.0, "detection"),
+    ]
+
+
+def test_a_failure_behind_a_slow_node_goes_back_before_it() -> None:
+    # Slow from 150 on; at 180 the last checkpoint that is whole is that of 105.
+    slow = plan(slow_rate=1.0, slowdown=1.25, found_after_s=1e5)
+    log = run_with(slow, failures=fails_at(180.0), slow_nodes=iter([150.0]))
+
+    assert log.states[:2] == [(0.0, 105.0, "training"), (105.0, 180.0, "lost")]
+    assert (log.stretches[0].from_s, log.stretches[0].to_s) == (0.0, 105.0)
+    # The other 900 s of training take a quarter longer.
+    assert log.seconds["training"] == pytest.approx(1000.0, rel=1e-12)
+    assert log.seconds["slow"] == pytest.approx(225.0, rel=1e-12)
 
 
 def test_a_checkpoint_that_did_not_end_cannot_be_read() -> None:
@@ -113,6 +142,9 @@ def test_a_run_that_fails_faster_than_it_starts_again_is_refused(monkeypatch) ->
     )
     with pytest.raises(ValueError, match=f"^{re.escape(said)}$"):
         run_with(plan(), failures=fails_at(10, 20, 30, 40))
+    # The last checkpoint is that of 210 s, of 1,045.
+    with pytest.raises(ValueError, match=r"at 20\.10% of its work"):
+        run_with(plan(), failures=fails_at(250, 260, 270, 280))
 
 
 def test_without_a_spare_the_run_waits_for_a_repair() -> None:
@@ -156,6 +188,14 @@ def test_a_run_that_shrinks_goes_on_with_one_part_less_until_the_repair() -> Non
     )
 
 
+def test_three_of_four_parts_take_a_third_longer() -> None:
+    # 79 s until the node is back are 59.25 s of training, 19.75 s less than four would do.
+    shrinking = plan(spares=0, repair_s=100.0, shrinks=True, parts=4, nodes_per_part=3)
+    log = run_with(shrinking, failures=fails_at(250.0))
+
+    assert log.seconds["slow"] == pytest.approx(19.75, rel=1e-12)
+
+
 def test_one_part_cannot_shrink() -> None:
     alone = plan(spares=0, repair_s=100.0, shrinks=True, parts=1, nodes_per_part=3)
 
@@ -197,7 +237,11 @@ def test_checkpoints_come_after_whole_steps() -> None:
 def test_dalys_interval_worked_out_by_hand() -> None:
     # sqrt(2 x 8 x 100) = 40; 8 / 200 = 0.04: 40 x (1 + 0.2 / 3 + 0.04 / 9) - 8.
     assert optimal_interval(8.0, 100.0) == pytest.approx(40 * (1 + 0.2 / 3 + 0.04 / 9) - 8)
-    assert optimal_interval(300.0, 100.0) == 100.0
+    # A stall of twice the time between failures or more.
+    assert optimal_interval(199.0, 100.0) == pytest.approx(
+        (2 * 199 * 100) ** 0.5 * (1 + 0.995**0.5 / 3 + 0.995 / 9) - 199
+    )
+    assert [optimal_interval(stall, 100.0) for stall in (200.0, 250.0, 300.0)] == [100.0] * 3
     assert optimal_interval(8.0, math.inf) == math.inf
 
 

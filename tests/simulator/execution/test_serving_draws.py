@@ -87,6 +87,28 @@ def test_a_pause_of_every_host_lengthens_the_step_by_itself():
     assert two.causes_s["host"] == pytest.approx(2e-3, rel=1e-6)
 
 
+def test_pauses_of_fewer_than_half_of_all_draws_are_no_cause_of_their_median():
+    """One of eight hosts pauses in a third of the draws: 1 - 0.95 ** 8."""
+    rare = skewed(host_pause="{rate: 0.05, seconds: 2 ms}")
+    draws = step_draws(step_of("decode_tp8_h200", rare), seed=0, samples=16)
+    longest = draws.ranks.pause_s.max(axis=(0, 1))
+    assert sorted(set(longest.tolist())) == [0.0, pytest.approx(2e-3)]
+    assert 0 < (longest > 0).sum() < 8
+    assert draws.causes_s["host"] == 0.0
+
+
+def test_rows_beyond_the_last_node_by_rounding_go_on_as_between_the_last_two():
+    """Squares at 33 nodes, of which a hundredth of a node beyond the last adds 63 hundredths."""
+    squares = np.arange(NODES, dtype=np.float32)[:, None] ** 2
+    expert = replace(of_a_block(fixed=0.0), of_rows=squares, on_sms=False)
+    rows = [[np.float32([[[32.01]], [[31.5]]])]]
+    blocks = SimpleNamespace(
+        kinds=(expert,), kind_of=(0,), rows_of=((0, 0),), fewest=0.0, nodes_per_row=1.0
+    )
+    ((took, _),) = serving_draws._durations(blocks, ranks_of_two(rows=rows))
+    assert took[:, 0, 0] == pytest.approx([32**2 + 0.63, 31.5 * 63 - 31 * 32], rel=1e-5)
+
+
 def test_gpus_that_are_all_a_tenth_slower_take_a_tenth_longer_for_kernels_but_not_for_transfers():
     """Nothing overlaps with tensor parallelism, so the step is the sum of its tasks and gaps."""
     slow = step_of("decode_tp8_h200", skewed(slow_gpus="{share: 1.0, slowdown: 0.1}"))
@@ -245,7 +267,17 @@ def test_ranks_are_drawn_as_groups_that_share_heads_and_their_neighbours(monkeyp
     expected = (first, second, (first + second) / 2)
     for work, each in zip(found.work, expected, strict=True):
         assert work == pytest.approx(each, rel=1e-6)
-    # Each of two groups of four has all experts: no rows of their own.
+
+    # Two GPUs have rows of their own, one has all; so has each of two groups of four.
+    def one_each(model, *, layers, mean_rows, priors, rng):
+        return [[np.ones((model.job.gpus, 1))]]
+
+    monkeypatch.setattr(serving_draws, "rows_over_mean", one_each)
+    for gpus, layers in ((2, 1), (1, 0)):
+        model.job.gpus = model.expert_ranks = gpus
+        model.job.attention_tp = 1
+        assert len(draw_ranks(step, priors, np.random.default_rng(5)).rows) == layers
+    model.job.gpus, model.job.attention_tp = 8, 2
     model.expert_ranks = 4
     assert draw_ranks(step, priors, np.random.default_rng(5)).rows == []
 
@@ -343,7 +375,8 @@ def test_experts_are_as_long_as_their_rows_and_the_first_block_as_the_pause(slow
 
 def test_a_rank_waits_for_as_long_as_it_would_have_ended_sooner(monkeypatch):
     """Ranks compute 1 s and 3 s, exchange for 2 s once both are there, and compute 1 s and 2 s: the
-    first could have begun again at 3 s in the place of 5, and waits for the end of the second."""
+    first could have begun again at 3 s in the place of 5, and waits for the end of the second. In
+    another draw all of it takes twice as long."""
     tasks = [
         Task(0, stream, 0, 0, "attention_0", False, collective, depends_on=after)
         for stream, collective, after in (
@@ -352,15 +385,19 @@ def test_a_rank_waits_for_as_long_as_it_would_have_ended_sooner(monkeypatch):
             (Stream.COMPUTE, False, (1,)),
         )
     ]
-    seconds = [np.float32([[[first]], [[second]]]) for first, second in ((1, 3), (2, 2), (1, 2))]
+    seconds = [
+        np.float32([[[first, 2 * first]], [[second, 2 * second]]])
+        for first, second in ((1, 3), (2, 2), (1, 2))
+    ]
     monkeypatch.setattr(serving_draws, "_durations", lambda *_: ((each, each) for each in seconds))
     blocks = SimpleNamespace(
         graph=TaskGraph("three", ("moe",), (SimpleNamespace(name="x"),), tuple(tasks)),
         gap_s=np.zeros(1, dtype=np.float32),
         joins=((), (0, 1), ()),
     )
-    ends, waited = serving_draws._run_at_once(blocks, ranks_of_two(), True)
-    assert (ends.tolist(), waited.tolist()) == ([7.0], [[0.0], [2.0 + 1.0]])
+    ranks = replace(ranks_of_two(), clock=np.ones((2, 1, 2), dtype=np.float32))
+    ends, waited = serving_draws._run_at_once(blocks, ranks, True)
+    assert (ends.tolist(), waited.tolist()) == ([7.0, 14.0], [[0.0, 0.0], [2.0 + 1.0, 6.0]])
 
 
 def test_ranks_are_drawn_from_the_priors_of_each_draw_by_numbers_of_their_own():
