@@ -97,6 +97,59 @@ def test_a_higher_priority_takes_sms_when_short_ctas_end():
     assert found == pytest.approx([10.8, 5.0], rel=1e-12)
 
 
+def test_a_higher_priority_stands_before_lower_ones_and_behind_its_own():
+    """Six SMs until 2 s; four of the next kernel's six CTAs start beside them. The third kernel
+    takes all six at 2 s, so that the other two CTAs start at 3 s."""
+    first, second, third = persistent(2.0, 6), persistent(5.0, 6), persistent(1.0, 6)
+    assert ends((0.0, first, 1), (0.5, second, 0), (1.0, third, 1))[0] == [2.0, 8.0, 3.0]
+
+
+def test_short_ctas_end_once_for_a_kernel_however_often_sms_are_shared_anew(monkeypatch):
+    """As before, with a third kernel at 2.5 s, which waits for an SM until 10.8 s."""
+    handed, hand_over = [], Gpu._hand_over
+    monkeypatch.setattr(
+        Gpu, "_hand_over", lambda gpu, *of: handed.append(gpu.env.now) or hand_over(gpu, *of)
+    )
+    first, second = refilling(10.0, cta_seconds=1.0), persistent(2.0, 4)
+    found, _ = ends((0.0, first), (2.0, second, 1), (2.5, persistent(1.0, 1)))
+    assert found == pytest.approx([10.8, 5.0, 11.8], rel=1e-12)
+    assert handed == [3.0]
+    # A green context takes no SMs of others, which would be given back to them at once.
+    handed.clear()
+    kernels = (0.0, refilling(2.0), 1), (0.0, refilling(8.0, cta_seconds=1.0))
+    assert ends(*kernels, (1.0, persistent(1.0, 1)), limits=SPLIT)[0] == [10.0, 10.0, 11.0]
+    assert handed == []
+
+
+def test_a_kernel_of_few_ctas_takes_no_more_sms_when_others_leave_them():
+    small = KernelLaunch(4.0, 4, persistent=False, hbm_bytes=0.0)
+    assert ends((0.0, small), (1.0, persistent(1.0, 6)))[0] == [4.0, 2.0]
+
+
+def test_a_kernel_that_ends_before_its_short_ctas_do_leaves_all_its_sms():
+    """CTAs of 5 s would end at 7 s for a kernel launched at 2 s; it starts at 3 s."""
+    found, _ = ends((0.0, refilling(3.0, cta_seconds=5.0)), (2.0, persistent(10.0, 4), 1))
+    assert found == [3.0, 13.0]
+
+
+def test_a_higher_priority_takes_no_more_sms_than_short_ctas_have():
+    """Three, beside a transfer of 7: of seven CTAs of 2 s three start at 3 s, three at 5 s and one
+    at 7 s. The other does 0.9 of 10 s before, 0.4 on two SMs from 7 s on and 8.7 on three."""
+    found, _ = ends((0.0, refilling(10.0, cta_seconds=1.0)), (2.0, persistent(2.0, 7), 1), held=7)
+    assert found == pytest.approx([9.0 + 8.7 / 0.3, 9.0], rel=1e-12)
+
+
+@pytest.mark.parametrize(("left_s", "ended"), [(4.5e-10, True), (5.5e-10, False)])
+def test_what_is_left_of_a_kernel_by_rounding_is_nothing(left_s, ended):
+    """At 100 s, of a kernel of 100 s: 1e-12 of its time, and 4e-12 of the clock's."""
+    env = simpy.Environment()
+    gpu = Gpu(env, TEN)
+    done = gpu.run(persistent(100.0, 4))
+    env.run(until=100.0 - left_s)
+    gpu.settle()
+    assert done.triggered is ended
+
+
 def test_hbm_is_shared_max_min_fairly():
     """Both run 4 s alone, one at 90, one at 30 bytes/s: 70 and 30 are given. The second ends at
     4 s; the first has moved 280 of its 360 bytes and draws 90 for the last 80."""
