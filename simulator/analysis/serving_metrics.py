@@ -369,8 +369,9 @@ def _link_bytes(step: ServingStep, rows: float, uneven: float) -> dict[str, Any]
 def speculation_metrics(run: ServingRun) -> dict[str, Any] | None:
     """What speculative decoding gains: tokens per step, and the speed-up over the same requests."""
     speculation = run.job.speculative_decoding
-    if speculation is None or run.without_speculation is None:
+    if speculation is None:
         return None
+    assert run.without_speculation is not None, "what drafts is run without drafts too"
     plain = run.without_speculation.step_s
     gained = speculation.tokens_per_step
     return {
