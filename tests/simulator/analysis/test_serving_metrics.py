@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 from types import SimpleNamespace
 
 import pytest
@@ -279,6 +280,55 @@ def test_the_rates_of_an_offload_server_are_one_over_its_times():
     assert metrics["tokens_per_second_per_user"] == 1 / metrics["step_time_s"]
     for row in metrics["published"]:
         assert row["error"] == row["simulated"] / row["published"] - 1
+        sockets, experts = re.findall(r"(\d+) (?:sockets|experts)", row["name"])
+        changes = f"sockets={sockets}", f"experts_per_token={experts}"
+        own = metrics_of("offload_ktransformers", *changes)
+        assert row["simulated"] == own["tokens_per_second_per_user"]
+
+
+@pytest.mark.parametrize(
+    ("link", "nvlink", "said"),
+    [
+        ("mixed", False, {"link": "mixed", "nvlink_share": 0.25, "low_latency": "made_up"}),
+        ("nic", False, {"link": "nic", "low_latency": "made_up"}),
+        (None, False, {"link": "nic"}),
+        ("nvlink", True, {"link": "nvlink", "low_latency": "made_up"}),
+        (None, True, {"link": "nvlink"}),
+    ],
+)
+def test_transfers_say_what_they_travel_over_and_which_share_stays_on_nvlink(link, nvlink, said):
+    """NICs of 50 bytes/s per GPU, NVLink of 400, and 3.5 nodes and 5 GPUs that a token goes to."""
+    normal = link is None
+    model = SimpleNamespace(
+        cluster=SimpleNamespace(
+            node=SimpleNamespace(
+                gpu=SimpleNamespace(nvlink_bandwidth=400.0), nic_bandwidth_per_gpu=50.0
+            )
+        ),
+        job=SimpleNamespace(normal_transfers=normal),
+        low_latency=None if normal else SimpleNamespace(name="made_up", link=link),
+        over_nvlink=nvlink,
+        domain_share=0.25,
+        transfers=SimpleNamespace(reach=SimpleNamespace(nodes=3.5)),
+        kernels=SimpleNamespace(
+            load=SimpleNamespace(nic_stretch=1.5, bandwidth=math.inf), received_per_token=5.0
+        ),
+    )
+    found = serving_metrics.transfer_metrics(SimpleNamespace(model=model))
+    over_nics = {
+        "nodes_per_token": 3.5 if normal else None,
+        "gpus_per_token": 5.0 if normal else None,
+        "nic_stretch": 1.5,
+        "fabric_bytes_per_s": None,
+    }
+    rate = {"link_bytes_per_s": 400.0 if nvlink else 50.0}
+    assert found == said | rate | ({} if nvlink else over_nics)
+
+
+def test_links_carry_nothing_of_experts_that_gpus_share():
+    for shared in (2, 8):
+        model = SimpleNamespace(job=SimpleNamespace(expert_tp=shared))
+        assert serving_metrics._link_bytes(SimpleNamespace(model=model), 1.0, 1.0) is None
 
 
 def test_rates_are_means_over_gpus_that_have_requests_and_those_that_have_none():
