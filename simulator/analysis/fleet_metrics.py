@@ -361,7 +361,8 @@ def _sustained_input(
     computed = statistics.prompt_tokens - statistics.cached_tokens
     if pool is None or computed <= 0:
         return None
-    tokens = pool.tokens_per_pass or 1
+    tokens = pool.tokens_per_pass
+    assert tokens is not None, "a pool that computes prompts says how many tokens a pass takes"
     pass_s = step_times["prefill"].prefill_pass_s(tokens, statistics.attended_tokens / computed)
     nodes = pool.gpus_per_instance / cluster.node.gpus
     return pool.ranks * tokens / pass_s / nodes * statistics.prompt_tokens / computed

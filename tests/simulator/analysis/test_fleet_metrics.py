@@ -13,6 +13,7 @@ from hardware_profiles.schema import ClusterProfile, load_cluster
 from simulator.analysis.fleet_metrics import (
     DEFINED,
     PREFILL_SHARES,
+    _hit_rate,
     _nodes_at_least,
     _pool_figures,
     _prefill_shares,
@@ -20,6 +21,7 @@ from simulator.analysis.fleet_metrics import (
     _sustained_output,
     _verdict,
     definitions,
+    fleet_distributions,
     fleet_metrics,
     fleet_time_series,
     measure_fleet,
@@ -325,25 +327,26 @@ def test_figures_of_a_pool_are_those_of_its_own_instances() -> None:
         (0, 4.0, 0, "stable"),
         (0, 3.0, 0, "backlogged"),
         (5, 4.0, 0, "backlogged"),
-        # The queue grows by half of what arrives, and a twentieth is turned away.
+        # The queue grows by a quarter of what arrives, and a twentieth is turned away.
         (5, 4.0, 3, "overloaded"),
     ],
 )
 def test_the_verdict_of_a_window_by_hand(
     preempted: int, ttft_s: float, refused: int, verdict: str
 ) -> None:
-    """Ten seconds with four arrivals each, of which the second half counts: at time t two looks at
-    the queues see 3t and t requests, so that 14 wait on average."""
+    """Twenty seconds from 4 s on, in bins of two with eight arrivals each, of which the second half
+    counts: at t seconds two looks at the queues see 1.5t and 0.5t requests, so that 14 wait on
+    average."""
 
     class Series(dict[str, Any]):
-        starts_s, width_s = np.arange(12.0), 1.0
+        starts_s, width_s = np.arange(4.0, 28.0, 2.0), 2.0
 
-    later = Series.starts_s
+    later = Series.starts_s - 4.0
     series = Series(
         samples=np.full(12, 2.0),
-        arrivals=np.full(12, 4.0),
-        waiting_prefill=3 * later,
-        waiting_decode=later,
+        arrivals=np.full(12, 8.0),
+        waiting_prefill=1.5 * later,
+        waiting_decode=0.5 * later,
     )
     found = _verdict(
         SimpleNamespace(service_level=SimpleNamespace(ttft=ttft_s)),
@@ -351,18 +354,81 @@ def test_the_verdict_of_a_window_by_hand(
             series=series, preempted=preempted, counted=50, service_seconds=100.0,
             refused=refused, arrived=60,
         ),
-        0.0,
-        10.0,
-        rules=VerdictRules(queue_growth=0.52, window_stays=3, preempted_share=0.05),
+        4.0,
+        24.0,
+        rules=VerdictRules(queue_growth=0.27, window_stays=3, preempted_share=0.05),
     )  # fmt: skip
     assert found == {
         "verdict": verdict,
-        "waiting_growth": pytest.approx(0.5, rel=1e-9),
+        "waiting_growth": pytest.approx(0.25, rel=1e-9),
         "mean_wait_s": 14 / 4,
         "preempted_share": preempted / 50,
         "refused_share": refused / 60,
-        "window_stays": 5.0,
+        "window_stays": 10.0,
     }
+
+
+@pytest.mark.parametrize(("end_s", "growth"), [(6.0, None), (8.0, 0.5)])
+def test_the_growth_of_a_queue_is_told_from_two_bins_on(end_s: float, growth: float | None) -> None:
+    """Bins of 2 s with eight arrivals each: at time t 2t requests wait. The second half of 6 s is
+    the bin of 4 s alone, that of 8 s those of 4 and 6."""
+
+    class Series(dict[str, Any]):
+        starts_s, width_s = np.arange(0.0, 24.0, 2.0), 2.0
+
+    full = np.full(12, 1.0)
+    series = Series(
+        samples=full,
+        arrivals=8 * full,
+        waiting_prefill=2 * Series.starts_s,
+        waiting_decode=0 * full,
+    )
+    statistics = SimpleNamespace(
+        series=series, preempted=0, counted=50, service_seconds=10.0, refused=0, arrived=60
+    )
+    job = SimpleNamespace(service_level=SimpleNamespace(ttft=1e9))
+    found = _verdict(job, statistics, 0.0, end_s, rules=VerdictRules())  # type: ignore[arg-type]
+    assert found["waiting_growth"] == (None if growth is None else pytest.approx(growth))
+    assert (found["verdict"] is None) == (growth is None)
+
+
+def test_distributions_have_a_hundred_steps() -> None:
+    counted = SimpleNamespace(cumulative=lambda points: (np.zeros(points), np.ones(points)))
+    names = ("ttft", "tpot", "itl", "e2e", "queueing")
+    found = fleet_distributions(SimpleNamespace(**dict.fromkeys(names, counted)))  # type: ignore[arg-type]
+    assert {name: len(curve["share"]) for name, curve in found.items()} == {
+        f"{name}_s": 101 for name in names
+    }
+
+
+def test_the_hit_rate_is_that_of_blocks_where_there_are_any_and_else_of_tokens() -> None:
+    blocks = SimpleNamespace(blocks=8, hit_blocks=2, cached_tokens=90, prompt_tokens=100)
+    tokens = SimpleNamespace(blocks=0, hit_blocks=0, cached_tokens=3, prompt_tokens=4)
+    none = SimpleNamespace(blocks=0, hit_blocks=0, cached_tokens=0, prompt_tokens=0)
+    assert [_hit_rate(each) for each in (blocks, tokens, none)] == [0.25, 0.75, None]
+
+
+@pytest.mark.parametrize(("end_s", "bins"), [(0.0, 1), (3.0, 2), (4.0, 2), (4.5, 3)])
+def test_a_time_series_has_the_bins_of_the_run_and_one_where_it_ends_at_once(
+    end_s: float, bins: int
+) -> None:
+    """Bins of 2 s with three arrivals each, the last of which counts as far as the run went."""
+
+    class Series(dict[str, Any]):
+        starts_s, width_s = np.arange(0.0, 8.0, 2.0), 2.0
+
+        def __missing__(self, name: str) -> Any:
+            return np.full(4, 3.0)
+
+    statistics = SimpleNamespace(series=Series())
+    found = fleet_time_series(
+        make_job("1 Hz"), SimpleNamespace(instances=[], end_s=end_s), statistics
+    )
+    assert found["time_s"] == [0.0, 2.0, 4.0][:bins]
+    lengths = [min(2.0, end_s - start) for start in found["time_s"]]
+    rates = [3 / length if length else None for length in lengths]
+    assert found["arrivals_per_second"] == pytest.approx(rates)
+    assert found["kv_occupancy"] == [None] * bins
 
 
 def test_the_rules_of_the_verdict_stand_in_its_definition() -> None:

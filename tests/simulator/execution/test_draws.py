@@ -17,6 +17,11 @@ from simulator.hardware.prediction import EXTRAPOLATED, MEASURED, NORMAL_80, Pre
 from simulator.scenario.inputs import Prior
 
 
+def test_an_interval_rests_on_256_draws():
+    draws = Draws(np.random.default_rng(0), common_share=0.5)
+    assert draws.common.shape == draws.device.shape == draws.of("gemm").shape == (256,)
+
+
 def test_a_family_has_one_error():
     draws = Draws(np.random.default_rng(0), common_share=0.5)
     gemm = ("gemm", "fp8_e4m3", "bfloat16", False)

@@ -1,7 +1,9 @@
 """Whole training runs worked out by hand, and against the closed form of Young and Daly."""
 
+import itertools
 import math
 import re
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -12,6 +14,7 @@ from simulator.execution import pretraining
 from simulator.execution.pretraining import (
     CAUSES,
     Plan,
+    _Job,
     checkpoint_ends,
     optimal_interval,
     run_once,
@@ -145,6 +148,14 @@ def test_a_run_that_fails_faster_than_it_starts_again_is_refused(monkeypatch) ->
     # The last checkpoint is that of 210 s, of 1,045.
     with pytest.raises(ValueError, match=r"at 20\.10% of its work"):
         run_with(plan(), failures=fails_at(250, 260, 270, 280))
+
+
+def test_a_run_may_have_a_hundred_thousand_events_of_a_kind() -> None:
+    job = SimpleNamespace(plan=SimpleNamespace(end=4.0), _position=1.0)
+    waits = _Job._counted(job, itertools.repeat(2.0), "slow_nodes")  # type: ignore[arg-type]
+    assert sum(1 for _ in itertools.islice(waits, 100_000)) == 100_000
+    with pytest.raises(ValueError, match=r"slow_nodes: .* after 100,000 of them, at 25\.00% of"):
+        next(waits)
 
 
 def test_without_a_spare_the_run_waits_for_a_repair() -> None:

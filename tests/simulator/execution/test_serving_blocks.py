@@ -80,7 +80,7 @@ def test_kernels_of_experts_are_priced_from_the_fewest_rows_to_the_most(monkeypa
     gap = np.array([1.5])
     found = serving_blocks.serving_blocks(step, None, gap, rows)
     assert nodes[0].tolist() == np.linspace(0.5, 4.5, NODES).tolist()
-    assert (found.fewest, found.nodes_per_row) == (0.5, (NODES - 1) / 4)
+    assert (found.fewest, found.nodes_per_row) == (0.5, 32 / 4)
     assert found.gap_s.tolist() == [1.5]
     found = serving_blocks.serving_blocks(step, None, gap, [])
     assert found.fewest == 1.0

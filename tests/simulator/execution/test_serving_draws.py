@@ -221,6 +221,9 @@ def test_draws_run_in_pieces_and_causes_of_the_first_of_them(monkeypatch):
 
     whole = step_draws(step, seed=0, samples=16, attributed=True)
     monkeypatch.setattr(serving_draws, "_run_at_once", counted)
+    step_draws(step, seed=0, samples=72, attributed=True)
+    assert drawn == [(72, True), (64, False)]
+    drawn.clear()
     monkeypatch.setattr(serving_draws, "ATTRIBUTED", 5)
     monkeypatch.setattr(serving_draws, "AT_ONCE", 6 * 8)
     in_pieces = step_draws(step, seed=0, samples=16, attributed=True)
