@@ -6,6 +6,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
+from simulator.analysis import training_metrics as training_metrics_module
 from simulator.analysis.run import simulate
 from simulator.analysis.training_metrics import (
     _COSTS,
@@ -14,6 +15,7 @@ from simulator.analysis.training_metrics import (
     _cpu_memory,
     _drawn_ranks,
     _intervals,
+    provenance_shares,
     rank_times,
     training_metrics,
     transfer_limits,
@@ -202,14 +204,107 @@ def test_the_gpu_with_most_in_cpu_memory_says_what_it_keeps_and_sends():
     }
 
 
+@pytest.mark.parametrize(("step_s", "warned"), [(0.5, True), (1.0, False), (1.5, False)])
+def test_averages_that_take_longer_than_the_step_on_any_gpu_are_warned_of(
+    monkeypatch, step_s, warned
+):
+    monkeypatch.setattr(training_metrics_module, "averaging_seconds", lambda state, _: state)
+    run = SimpleNamespace(
+        host=[0.25, 1.0, 0.5],
+        scenario=SimpleNamespace(cluster=None),
+        step=SimpleNamespace(step_time_s=step_s),
+    )
+    said = (
+        "ema: copying and averaging take 1 s, longer than the step of 500 ms beside which they "
+        "run; training.ema=bfloat16 halves them"
+    )
+    assert training_metrics_module._slow_averages(run) == [said] * warned
+
+
+def test_draws_in_which_the_fullest_gpu_exceeds_its_memory_are_warned_of():
+    """Two ranks in four draws; one draw needs more than 3 GiB, another just as much."""
+    gib = 2.0**30
+    drawn = SimpleNamespace(memory=np.array([[1, 2, 3, 1], [2, 4, 2, 1]]) * gib)
+    assert training_metrics_module._too_full(drawn, 3 * gib) == [
+        "memory: in 25% of the draws the rows of the fullest GPU need more than its 3 GiB; "
+        "training.skew says how uneven they are"
+    ]
+    assert training_metrics_module._too_full(drawn, 4 * gib) == []
+
+
+def test_kernel_time_is_shared_by_where_it_comes_from_and_how_often_it_runs():
+    """Twice 1 s measured and 2 s modelled, once 2 s measured: 4 of 8 s each."""
+
+    def chunk(**seconds):
+        cost = SimpleNamespace(seconds=[*seconds.values()], provenance_names=lambda: [*seconds])
+        return SimpleNamespace(cost=cost)
+
+    chunks = [(chunk(measured=1.0, modelled=2.0), 2), (chunk(measured=2.0), 1)]
+    assert provenance_shares(chunks) == {
+        "measured": 0.5, "interpolated": 0.0, "extrapolated": 0.0, "modelled": 0.5,
+    }  # fmt: skip
+    assert set(provenance_shares([]).values()) == {0.0}
+
+
+def test_rates_of_a_training_step_by_hand(monkeypatch):
+    """32 tokens in 2 s on 4 GPUs that multiply 1,000 FLOP/s at most; half of a sequence of 9 tokens
+    is attended to, and a token takes 100 FLOPs there, twice as many without a mask."""
+    asked = []
+
+    def flops(model, *, context, causal):
+        asked.append((model, context, causal))
+        return 100.0 if causal else 200.0
+
+    monkeypatch.setattr(training_metrics_module, "training_flops_per_token", flops)
+    gpu = SimpleNamespace(peak=lambda dtype: {"bfloat16": 1000.0}[dtype])
+    run = SimpleNamespace(
+        job=SimpleNamespace(step_tokens=32, sequence_length=9),
+        scenario=SimpleNamespace(
+            model="model",
+            cluster=SimpleNamespace(node=SimpleNamespace(gpu=gpu), gpu_price=0.5),
+        ),
+        layout=SimpleNamespace(gpus=4),
+        documents=SimpleNamespace(share=0.5),
+    )
+    ranks = [RankTimes(*range(11)), RankTimes(*range(1, 12))]
+    found = training_metrics_module._figures(run, 2.0, 0.25, ranks, 7.0)
+    assert asked == [("model", 4, True), ("model", 4, False)]
+    # 16 tokens per second on all GPUs, 4 on each, so that 1e12 take 2.5e11 seconds.
+    assert found == {
+        "step_time_s": 2.0,
+        "tokens_per_day": 16.0 * 86_400,
+        "tokens_per_second_per_gpu": 4.0,
+        "tflops_per_gpu_causal": pytest.approx(4e-10),
+        "tflops_per_gpu_non_causal": pytest.approx(8e-10),
+        "mfu_causal": 0.4,
+        "mfu_non_causal": 0.8,
+        "gpu_hours_per_trillion_tokens": pytest.approx(2.5e11 / 3600),
+        "cost_usd_per_trillion_tokens": pytest.approx(1.25e11),
+        "pair_time_s": 0.25,
+        "bubble_s": 5,
+        "peak_memory_bytes": 7.0,
+        "ranks": [asdict(rank) for rank in ranks],
+    }
+    run.documents = None
+    training_metrics_module._figures(run, 2.0, 0.25, ranks, 7.0)
+    assert asked[2:] == [("model", 9, True), ("model", 9, False)]
+
+
 def test_a_pair_is_reproduced_where_the_profile_times_all_of_it_beside_its_published_time():
     for changes, kind in (
         ((), "reproduced"),
         (("published=[{name: a, metric: mfu_causal, value: 0.4, source: a test}]",), "predicted"),
         (("training.sequence_length=2048",), "predicted"),
     ):
-        metrics = simulate(load_scenario("dualpipe_h800_2048", ("skew=none", *changes))).metrics
+        run = simulate(load_scenario("dualpipe_h800_2048", ("skew=none", *changes)))
+        metrics = run.metrics
         assert metrics["pair_time_kind"] == kind
+        # Ranks that do not differ: the step itself, with an interval, and no median of draws.
+        assert metrics["step_time_s"] == run.result.step.step_time_s
+        assert metrics["interval_80"]["step_time_s"][0] < metrics["step_time_s"]
+        assert "ideal" not in metrics
+        needed = [rank["total"] for rank in metrics["memory"]]
+        assert metrics["peak_memory_bytes"] == max(needed) > min(needed)
 
 
 def test_dispatch_without_sms_is_named_a_what_if():
