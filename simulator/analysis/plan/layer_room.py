@@ -74,8 +74,8 @@ def fewest_on_the_fullest(
         squeezed_most = np.maximum(0.0, np.floor_divide(room, each + of_any * saved))
     # Lines in the number of layers, rounded: the next number and this one are looked at.
     most = np.clip(np.floor(np.minimum(any_stage, one_each)), 0, usual)
-    most = np.where(fit(most + 1), most + 1, most)
-    most = np.where(fit(most), most, most - 1)
+    most = most + fit(most + 1)
+    most = most - ~fit(most)
     most = np.where(fits, np.maximum(np.minimum(most, usual), stages), squeezed_most)
     squeezed = (~fits).sum(axis=0)
     fewer = np.arange(usual)[:, None, None]

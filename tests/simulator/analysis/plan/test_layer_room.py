@@ -100,6 +100,8 @@ def test_layers_beyond_one_on_every_stage_keep_what_further_ones_keep():
     kept = HeldAtLeast(stages=3, of_any=3.0, of_one_each=30.0, of_further=2.0)
     assert of_alike(kept, usual=6, each=10.0, saved=50.0, room=1860.0) == 6
     assert of_alike(kept, usual=7, each=10.0, saved=50.0, room=1860.0) == -1
+    assert of_alike(kept, usual=12, each=10.0, saved=50.0, room=1860.0, ranks=2) == 6
+    assert of_alike(kept, usual=13, each=10.0, saved=50.0, room=1860.0, ranks=2) == -1
 
 
 def test_a_layer_more_or_less_by_rounding_is_seen():
