@@ -173,10 +173,9 @@ class TrainingBounds:
         """[kinds, forward and backward, layouts], what gathers and reduces a layer's state."""
         found = np.zeros((len(kinds), 2, len(candidates)))
         for place, candidate in enumerate(candidates):
-            if candidate.sharding.zero >= 2:
-                state = self._state(candidate)
-                if state:
-                    found[:, :, place] = [state[kind] for kind in kinds]
+            state = self._state(candidate)
+            if state:
+                found[:, :, place] = [state[kind] for kind in kinds]
         return found
 
     def _besides(self, candidates: Sequence[Candidate]) -> NDArray[np.bool_]:

@@ -9,7 +9,7 @@ import pytest
 from small_plans import CHANGES, FIXED, IDEAL, SCENARIO
 
 from simulator.analysis.plan import training_bounds
-from simulator.analysis.plan.training_bounds import TrainingBounds
+from simulator.analysis.plan.training_bounds import TrainingBound, TrainingBounds
 from simulator.analysis.plan.training_candidates import LayerFacts, candidates
 from simulator.analysis.plan.training_layouts import axis_values
 from simulator.analysis.run import metrics_of
@@ -52,6 +52,10 @@ def test_no_bound_exceeds_what_is_simulated(changes, fixed, every, tmp_path, mon
         shares[str(candidate.layout)] = bound.seconds / step_s
     assert len(shares) >= 5
     assert {layout: share for layout, share in shares.items() if share > 1} == {}
+
+
+def test_a_step_is_bound_by_its_pipeline_and_what_follows_it():
+    assert TrainingBound(None, 2.0, 0.5).seconds == 2.5
 
 
 LAYER = HeldParameters(Parameters(1000, 600, 600, 650.0), Parameters(4000, 4000, 4000, 4100.0))
@@ -110,6 +114,10 @@ def test_reduction_and_gather_are_bound_by_their_bytes_without_latency(zero, ove
     candidate = SimpleNamespace(shape=None, parallel=None)
     found = TrainingBounds._collectives(bounds, candidate, rings, sharded(zero), LAYER)
     assert found == pytest.approx(each * (1000 * 0.5 + 4000), rel=1e-12)
+    # What stays within a domain is left out.
+    rings.dense = SimpleNamespace(domains=1)
+    found = TrainingBounds._collectives(bounds, candidate, rings, sharded(zero), LAYER)
+    assert found == pytest.approx(each * 4000, rel=1e-12)
 
 
 @pytest.mark.parametrize(
@@ -180,6 +188,13 @@ def test_state_of_a_layer_is_gathered_before_its_work_and_reduced_after(zero, ri
         parallel=SimpleNamespace(local_experts=1),
     )
     assert TrainingBounds._state(bounds, candidate) == state
+
+
+def test_state_of_layouts_is_that_of_each_kind_and_none_where_nothing_is_known():
+    state = {"moe": (1.0, 2.0), "dense": (3.0, 4.0)}
+    bounds = SimpleNamespace(_state=lambda candidate: candidate)
+    found = TrainingBounds._states(bounds, [{}, state], ("dense", "moe"))
+    assert found.tolist() == [[[0.0, 3.0], [0.0, 4.0]], [[0.0, 1.0], [0.0, 2.0]]]
 
 
 @pytest.mark.parametrize(("rings", "each"), [("rings", 0.5 + 2.0), (None, 0.5)])
