@@ -11,7 +11,7 @@ from goldens import OF_THE_MACHINE
 from invariants import figures_alone
 from small_plans import PLAN_TRAINING
 
-from simulator.analysis.run import metrics_of
+from simulator.analysis.run import simulated_metrics
 from simulator.analysis.sweep import grid, run_sweep
 from simulator.scenario.axes import Axis
 from simulator.scenario.files import known_scenarios
@@ -60,8 +60,8 @@ def test_five_runs_of_every_scenario_are_equal_byte_by_byte():
 def test_rows_of_a_sweep_depend_on_neither_the_order_of_points_nor_the_number_of_processes():
     axis = Axis.parse("cluster.node.nic.bandwidth=200 Gbit/s,400 Gbit/s,800 Gbit/s")
     points = grid("all_to_all_64", (), [axis])
-    one_way = run_sweep(points, "all_to_all_64", metrics_of)
-    other_way = run_sweep(points[::-1], "all_to_all_64", metrics_of, jobs=2)[::-1]
+    one_way = run_sweep(points, "all_to_all_64", simulated_metrics)
+    other_way = run_sweep(points[::-1], "all_to_all_64", simulated_metrics, jobs=2)[::-1]
     assert all(row.reason is None for row in one_way)
     assert figures_of(one_way) == figures_of(other_way)
 

@@ -34,7 +34,7 @@ _GARBAGE_AT = 300_000
 """Objects that a process makes before it looks for garbage: 700 as usual cost a fifth of its time,
 since all that runs share is looked through again and again."""
 
-_AHEAD = 2
+AHEAD = 2
 """Calls that each process is given, so that none waits for this one between two of them."""
 _WAITS_S: Seconds = 300.0
 """That a process without a call waits for one before it ends."""
@@ -158,7 +158,7 @@ def _in_processes(
     running: set[Any] = set()
     try:
         while True:
-            while len(running) < _AHEAD * together:
+            while len(running) < AHEAD * together:
                 call = next(calls, None)
                 if call is None:
                     break

@@ -180,7 +180,24 @@ def metrics_of(scenario: str, overrides: Sequence[str], *, detail: Detail = "pla
     """
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)
-        return simulate(load_scenario(scenario, overrides)).metrics_in(detail)
+        return simulated_metrics(load_scenario(scenario, overrides), detail=detail)
+
+
+def simulated_metrics(scenario: Scenario, *, detail: Detail = "plain") -> Metrics:
+    """`metrics_of` of a scenario that is loaded."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)
+        return simulate(scenario).metrics_in(detail)
+
+
+def price_kernels(scenarios: Sequence[Scenario]) -> None:
+    """Work out kernel times of training scenarios that differ in rates of the GPU alone, for all of
+    them at once: those that a scenario before has asked for."""
+    training = [each for each in scenarios if each.job_name == "training"]
+    if len(training) > 1:
+        from simulator.execution.training_run import price_kernels_of
+
+        price_kernels_of(training)
 
 
 def _training(scenario: Scenario, unfold: bool, _: Watch) -> Run[TrainingRun]:

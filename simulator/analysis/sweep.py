@@ -9,26 +9,42 @@ from __future__ import annotations
 
 import hashlib
 import json
+import warnings
+from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from math import isfinite
 from pathlib import Path
+from time import process_time
 from typing import Any, Literal, Self, get_args
 
 from hardware_profiles.renames import path_of_today
-from hardware_profiles.units import Dimension, parse_quantity
+from hardware_profiles.units import Dimension, Seconds, parse_quantity
 from simulator.analysis.every_metric import metric_of, unknown_metric
-from simulator.analysis.parallel import run_all
+from simulator.analysis.parallel import AHEAD, processes, run_all
 from simulator.analysis.published import Scalar, plain_values
-from simulator.analysis.run import WITHOUT_SLOWDOWN, Detail, metrics_of
+from simulator.analysis.run import (
+    WITHOUT_SLOWDOWN,
+    Detail,
+    price_kernels,
+    simulated_metrics,
+)
 from simulator.analysis.run_key import run_key
 from simulator.scenario.axes import Axis, points
-from simulator.scenario.files import load_scenario
+from simulator.scenario.files import Scenario, load_scenario, scenario_loader
 
 Metrics = Mapping[str, Any]
-Evaluate = Callable[[str, Sequence[str]], Metrics]
-"""(scenario, overrides) -> metrics; a function of a module, so that other processes can import
-it. Raises ValueError where the point cannot run."""
+Evaluate = Callable[[Scenario], Metrics]
+"""A scenario to its metrics; a function of a module, so that other processes can import it. Raises
+ValueError where the point cannot run."""
+Prepare = Callable[[Sequence[Scenario]], object]
+"""Works out what some scenarios share before they are evaluated, likewise; raises nothing."""
+
+MOST_AT_ONCE = 32
+"""Points that a process gets at once, so that they can share work."""
+AT_ONCE_S: Seconds = 0.5
+"""Of work that they may take: an interruption loses no more, and none waits for others for long."""
 
 COMPARISONS = ("<=", ">=")
 
@@ -88,7 +104,8 @@ def grid(
     for path in paths:
         if paths.count(path) > 1:
             raise ValueError(f"--vary {path}: given more than once; allowed: once")
-    found = [point_at(scenario, changes, settings) for settings in points(axes)]
+    load = scenario_loader(scenario)
+    found = [_point_of(load, changes, settings) for settings in points(axes)]
     if all(point.reason for point in found):
         raise ValueError(found[0].reason)
     return [replace(p, digest=p.digest and p.digest + _OF_DETAIL[detail]) for p in found]
@@ -96,10 +113,16 @@ def grid(
 
 def point_at(scenario: str, changes: Sequence[str], settings: Mapping[str, Any]) -> Point:
     """The point with these settings, with a reason where it does not load."""
+    return _point_of(partial(load_scenario, scenario), changes, settings)
+
+
+def _point_of(
+    load: Callable[[Sequence[str]], Scenario], changes: Sequence[str], settings: Mapping[str, Any]
+) -> Point:
     own = (f"{path}={json.dumps(value)}" for path, value in settings.items())
     overrides = (*changes, *own)
     try:
-        digest = run_key(load_scenario(scenario, overrides))
+        digest = run_key(load(overrides))
     except (ValueError, OSError) as error:
         return Point(settings, digest="", reason=str(error), overrides=overrides)
     return Point(settings, digest, overrides=overrides)
@@ -113,6 +136,7 @@ def run_points(
     known: Mapping[str, Point],
     jobs: int = 1,
     dask: str | None = None,
+    prepare: Prepare | None = None,
 ) -> Iterator[tuple[int, Point]]:
     """Run points in parallel processes; yields (position in `points`, row) as they finish.
 
@@ -122,30 +146,91 @@ def run_points(
         dask: address of a dask scheduler whose workers run the points in their place; they need
             this package and the files that the scenario names. A point whose process is killed
             whenever it runs is a row with that reason.
+        prepare: for points that take so little time that a process gets several of them at once.
 
     Raises:
         ValueError: no dask scheduler answers at the address.
     """
-    open_points = []
+    left: deque[tuple[int, Point]] = deque()
     for position, point in enumerate(points):
         if point.reason is not None:
             yield position, point
         elif point.digest in known:
             yield position, replace(known[point.digest], settings=point.settings)
         else:
-            open_points.append((position, point))
-    inputs = [(point, scenario, evaluate) for _, point in open_points]
-    for number, row in run_all(_run_point, inputs, jobs=jobs, dask=dask):
-        position, point = open_points[number]
-        yield (
-            position,
-            replace(point, reason=str(row)) if isinstance(row, ChildProcessError) else row,
-        )
+            left.append((position, point))
+    share = 1 if prepare is None else MOST_AT_ONCE
+    here = processes(jobs) == 1 and dask is None
+    at_once = 1  # Nobody knows how long they take.
+    given: list[list[tuple[int, Point]]] = []
+
+    def calls() -> Iterator[tuple[Any, ...]]:
+        while left:
+            # At the end no process is left alone with many.
+            fair = 1 + len(left) // (2 * AHEAD * processes(jobs))
+            given.append([left.popleft() for _ in range(min(at_once, fair, len(left)))])
+            yield [point for _, point in given[-1]], scenario, evaluate, prepare
+
+    while left:
+        killed: list[tuple[int, Point]] = []
+        given.clear()
+        for number, found in run_all(
+            _rows_of if here else _rows_and_seconds, calls(), jobs=jobs, dask=dask
+        ):
+            places = [position for position, _ in given[number]]
+            if isinstance(found, ChildProcessError):
+                if len(places) > 1:
+                    killed += given[number]
+                else:
+                    yield places[0], replace(given[number][0][1], reason=str(found))
+                continue
+            rows, seconds = found
+            yield from zip(places, rows, strict=True)
+            at_once = max(1, min(share, int(len(places) * AT_ONCE_S / max(seconds, 1e-9))))
+        # One of them kills its process: each by itself.
+        left.extend(killed)
+        share = at_once = 1
 
 
-def _run_point(point: Point, scenario: str, evaluate: Evaluate) -> Point:
+def _rows_of(
+    points: Sequence[Point], scenario: str, evaluate: Evaluate, prepare: Prepare | None
+) -> tuple[Iterator[Point], Seconds]:
+    """The rows of some points, each as it is run, and how long they took, which here is nothing:
+    rows of this process never wait for one another."""
+    return _run_points(points, scenario, evaluate, prepare), 0.0
+
+
+def _rows_and_seconds(
+    points: Sequence[Point], scenario: str, evaluate: Evaluate, prepare: Prepare | None
+) -> tuple[list[Point], Seconds]:
+    """The same once all of them are run."""
+    begun = process_time()
+    return list(_run_points(points, scenario, evaluate, prepare)), process_time() - begun
+
+
+def _run_points(
+    points: Sequence[Point], scenario: str, evaluate: Evaluate, prepare: Prepare | None
+) -> Iterator[Point]:
+    loaded: list[Scenario | Point] = []
+    load = None
+    with warnings.catch_warnings():
+        # The command that runs them has read them before, and each process would say it again.
+        warnings.simplefilter("ignore", FutureWarning)
+        for point in points:
+            try:
+                load = load or scenario_loader(scenario)
+                loaded.append(load(point.overrides))
+            except (ValueError, OSError) as error:
+                loaded.append(replace(point, reason=str(error)))
+    if prepare is not None:
+        prepare([each for each in loaded if isinstance(each, Scenario)])
+    for point, each in zip(points, loaded, strict=True):
+        yield each if isinstance(each, Point) else _run_point(point, each, evaluate)
+
+
+def _run_point(point: Point, scenario: Scenario, evaluate: Evaluate) -> Point:
     try:
-        metrics = evaluate(scenario, point.overrides)
+        metrics = evaluate(scenario)
     except MemoryError as error:
         return replace(point, reason=f"not enough memory: {str(error) or 'none is left'}")
     except (ValueError, OSError) as error:
@@ -165,6 +250,7 @@ def run_sweep(
     known: Mapping[str, Point] | None = None,
     jobs: int = 1,
     dask: str | None = None,
+    prepare: Prepare | None = None,
     done: Callable[[Point], object] = lambda _: None,
 ) -> list[Point]:
     """Run all points; the rows in the order of the points.
@@ -173,7 +259,7 @@ def run_sweep(
         kept: every finished row is added to this file, so that an interruption loses none; the
             caller removes it once the rows are safe elsewhere.
         known: digest -> row of earlier sweeps.
-        jobs, dask: see `run_points`.
+        jobs, dask, prepare: see `run_points`.
         done: called with every row as it comes.
     """
     former = dict(known or {})
@@ -181,7 +267,9 @@ def run_sweep(
         kept.parent.mkdir(parents=True, exist_ok=True)
         former |= read_rows(kept)
     rows: dict[int, Point] = {}
-    for position, row in run_points(points, scenario, evaluate, known=former, jobs=jobs, dask=dask):
+    for position, row in run_points(
+        points, scenario, evaluate, known=former, jobs=jobs, dask=dask, prepare=prepare
+    ):
         rows[position] = row
         if kept is not None and row.digest and row.digest not in former:
             append_row(kept, row)
@@ -247,7 +335,8 @@ def sweep(
         ValueError: an unknown path, or no point that loads.
     """
     axes = [Axis.of(paths, values) for paths, values in vary.items()]
-    return run_sweep(grid(scenario, changes, axes), scenario, metrics_of, jobs=jobs)
+    points = grid(scenario, changes, axes)
+    return run_sweep(points, scenario, simulated_metrics, jobs=jobs, prepare=price_kernels)
 
 
 # -- what a planner asks ---------------------------------------------------------------------------

@@ -156,7 +156,7 @@ def _run(
     detail: Detail,
 ) -> list[Point]:
     """Run the points; when stopped, say how many are kept."""
-    from simulator.analysis.run import metrics_of
+    from simulator.analysis.run import price_kernels, simulated_metrics
     from simulator.analysis.sweep import check_metrics, run_sweep
 
     ended = 0
@@ -179,10 +179,11 @@ def _run(
         return run_sweep(
             points,
             scenario,
-            partial(metrics_of, detail=detail),
+            partial(simulated_metrics, detail=detail),
             kept=kept,
             known=known,
             jobs=jobs,
             dask=dask,
+            prepare=price_kernels,
             done=finished,
         )

@@ -271,7 +271,38 @@ def _kernels_of(
         graphs: with whether each is a pair.
         exchanges: whether tokens travel between GPUs.
     """
+    of_graphs, asked = _asked_of(
+        graphs,
+        exchanges=exchanges,
+        sms=sms,
+        communication_sms=communication_sms,
+        lone_keep=lone_keep,
+    )
+    times = costs.value.predict(
+        [operator for operator, _, _ in asked],
+        sms=[count for _, count, _ in asked],
+        overlapped=[with_tokens for _, _, with_tokens in asked],
+    )
+    return [
+        replace(one, times=one.times.with_at(places, times.at(numbers)))
+        for one, places, numbers in of_graphs
+    ]
+
+
+@lru_cache(maxsize=32)
+def _asked_of(
+    graphs: tuple[tuple[Keyed[TaskGraph], bool], ...],
+    *,
+    exchanges: bool,
+    sms: int,
+    communication_sms: int,
+    lone_keep: bool,
+) -> tuple[list[tuple[_Kernels, list[int], list[int]]], list[tuple[Operator, int, bool]]]:
+    """What `_kernels_of` asks for, whatever it takes: each graph without times, the places of its
+    kernels and the number of what each asks for; and operator, SMs and whether tokens are beside it
+    of each number."""
     found = []
+    number_of: dict[tuple[int, int, bool], int] = {}
     asked: list[tuple[Operator, int, bool]] = []
     for lowered, pair in graphs:
         graph = lowered.value
@@ -280,14 +311,17 @@ def _kernels_of(
             graph, pair=pair, sms=sms, communication_sms=communication_sms, lone_keep=lone_keep
         )
         beside = [task.overlapped and exchanges for task in graph.tasks]
-        start = len(asked)
-        sent, kernels = [], []
+        sent, kernels, numbers = [], [], []
         for place, operator in enumerate(operators):
             if operator.kind in ALL_TO_ALL_KINDS:
                 sent.append(place)
-            else:
-                kernels.append(place)
+                continue
+            mark = (id(operator), counts[place], beside[place])
+            number = number_of.setdefault(mark, len(asked))
+            if number == len(asked):
                 asked.append((operator, counts[place], beside[place]))
+            kernels.append(place)
+            numbers.append(number)
         one = _Kernels(
             Prediction.none([family_of(operator) for operator in operators]),
             tuple(sent),
@@ -299,16 +333,8 @@ def _kernels_of(
                 for task, with_tokens in zip(graph.tasks, beside, strict=True)
             ),
         )
-        found.append((one, kernels, slice(start, len(asked))))
-    times = costs.value.predict(
-        [operator for operator, _, _ in asked],
-        sms=[count for _, count, _ in asked],
-        overlapped=[with_tokens for _, _, with_tokens in asked],
-    )
-    return [
-        replace(one, times=one.times.with_at(kernels, times.part(part)))
-        for one, kernels, part in found
-    ]
+        found.append((one, kernels, numbers))
+    return found, asked
 
 
 def beside_state(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import fields, replace
 from functools import lru_cache
 from math import lcm
@@ -32,6 +33,7 @@ from simulator.execution.training import (
 from simulator.execution.training_chunks import ChunkKey, run_chunks
 from simulator.execution.training_fabric import collective_groups, step_loads
 from simulator.hardware.costs import COST_MODELS, KernelCostModel
+from simulator.hardware.kernels.completed import completed_kernels, price_side_by_side
 from simulator.hardware.network.clusters import nvlink_domains
 from simulator.hardware.power_state import rows_for
 from simulator.scenario.files import Scenario, by_name, check_names
@@ -328,6 +330,21 @@ def _least_deferred(job: TrainingJob, model: MemoryModel) -> tuple[str, ...]:
         return tuple(model.matrices())
     check_names(job.immediate_weights, model.matrices(), "training.immediate_weights")
     return tuple(job.immediate_weights)
+
+
+def price_kernels_of(scenarios: Iterable[Scenario]) -> None:
+    """Work out at once the kernel times of steps whose GPUs differ in rates alone.
+
+    What is wrong with a scenario it leaves to its own run to say.
+    """
+    kernels = []
+    for scenario in scenarios:
+        with suppress(ValueError, OSError):
+            rows = rows_for(scenario.calibration, "train_microbatch")
+            gpu = scenario.cluster.node.gpu
+            kernels.append(completed_kernels(scenario.calibration, gpu, rows))
+    with suppress(ValueError):
+        price_side_by_side(kernels)
 
 
 def simulate_training(scenario: Scenario, trace_of: TraceOf, *, unfold: bool) -> TrainingRun:

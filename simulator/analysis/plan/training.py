@@ -24,7 +24,7 @@ from simulator.analysis.plan.training_layouts import (
     axis_values,
     layout_of_job,
 )
-from simulator.analysis.run import Metrics, metrics_of
+from simulator.analysis.run import Metrics, simulated_metrics
 from simulator.analysis.sweep import Objective, Point, front, point_at, run_sweep
 from simulator.scenario.files import Scenario, load_scenario
 from simulator.scenario.training import TrainingJob
@@ -155,14 +155,14 @@ def _bounded_part(
     return TrainingBounds(layers).of(candidates(layers, axes, lost)), lost
 
 
-def layout_metrics(scenario: str, overrides: Sequence[str]) -> Metrics:
+def layout_metrics(scenario: Scenario) -> Metrics:
     """Metrics of a layout's step, with what it is made of.
 
     Raises:
         ValueError: the layout does not fit, or cannot run.
     """
     try:
-        found = metrics_of(scenario, overrides)
+        found = simulated_metrics(scenario)
     except Infeasible as error:
         # What would help is another layout, which is what is looked for.
         raise ValueError(error.reason) from None

@@ -8,7 +8,7 @@ say otherwise.
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Iterable, Sequence
+from collections.abc import Hashable, Iterable, Mapping, Sequence
 from functools import cached_property, lru_cache
 
 import numpy as np
@@ -22,6 +22,7 @@ from reference_model.trace import Operator
 from simulator.hardware.common_errors import common_errors
 from simulator.hardware.kernels.calibrated import NOT_OF_KERNELS, Answer, CalibratedKernels
 from simulator.hardware.kernels.families import Family, calibration_measurements, family_of
+from simulator.hardware.kernels.gpu_ratio import KERNEL_RATES, same_compute, side_by_side
 from simulator.hardware.kernels.kept_times import (
     Sizes,
     Time,
@@ -56,6 +57,10 @@ PREDICTED_AT_ONCE = 2**15
 """Distinct operators predicted at once: bounds the memory of their distances to all rows."""
 MOST_TIMES = 2**18
 """Kernels of one family whose times are kept: bounds memory."""
+MOST_ASKED = 2**12
+"""Kernels of one family that are worked out for several GPUs at once: likewise."""
+AskedFor = dict[tuple[bool, Family], dict[tuple[Sizes, int], Operator]]
+"""{(whether an all-to-all is beside it, family): {(sizes, SMs): operator}}"""
 
 
 def completed_kernels(
@@ -71,7 +76,7 @@ def completed_kernels(
     return _completed(*inputs, rows_key(measurements), others)
 
 
-@lru_cache(maxsize=8)
+@lru_cache(maxsize=64)
 def _completed(
     calibration: Keyed[CalibrationProfile],
     gpu: Keyed[GpuProfile],
@@ -80,7 +85,39 @@ def _completed(
 ) -> CompletedKernels:
     made = CompletedKernels(calibration.value, gpu.value, rows.value)
     made.begin_with_kept((calibration.key, gpu.key, *others))
+    of_any_rates = profile_key(gpu.value, without=NOT_OF_COMPUTE | _OF_RATES)
+    made.asked = _asked_of(calibration, of_any_rates, rows, others)
     return made
+
+
+_OF_RATES = dict.fromkeys((*KERNEL_RATES, "peak_compute", "peak_clock"), True)
+
+
+@lru_cache(maxsize=16)
+def _asked_of(
+    _calibration: object, _gpu: object, _rows: object, _others: tuple[Hashable, ...]
+) -> AskedFor:
+    """What all GPUs that differ in rates alone were asked for."""
+    return {}
+
+
+def price_side_by_side(kernels: Iterable[CompletedKernels]) -> None:
+    """Work out the kernels that GPUs which differ in rates alone were asked for, on all of these at
+    once: thirty take little longer than one. Each time is the same as worked out alone."""
+    groups: dict[tuple[Hashable, ...], list[CompletedKernels]] = {}
+    for each in dict.fromkeys(kernels):
+        groups.setdefault((id(each.asked), *each.own.gpu.peak_compute), []).append(each)
+    for group in groups.values():
+        if len(group) == 1:
+            continue
+        own = group[0].own
+        measured = [own.measured_gpu, *(other.measured_gpu for other in own.others)]
+        # A GPU at the rates of a measured one takes the rows of that one as they are.
+        others = [
+            each for each in group if not any(same_compute(gpu, each.own.gpu) for gpu in measured)
+        ]
+        if len(others) > 1:
+            others[0].price_with(others)
 
 
 class CompletedKernels:
@@ -90,7 +127,9 @@ class CompletedKernels:
         self, calibration: CalibrationProfile, gpu: GpuProfile, measurements: Iterable[Measurement]
     ) -> None:
         """Learn from a measurement table; raises as `CalibratedKernels` does."""
-        self.own = CalibratedKernels(calibration, gpu, measurements)
+        rows = tuple(measurements)
+        self.own = CalibratedKernels(calibration, gpu, rows)
+        self._measurements = rows
         self._rising_rows: dict[tuple[bool, Family], RisingRows] = {}
         self._times: dict[tuple[bool, Family], dict[tuple[Sizes, int], Time]] = {}
         self._restated_floors: dict[tuple[bool, Family], WorkFloor] = {}
@@ -98,6 +137,8 @@ class CompletedKernels:
         """Of all that times rest on; None of kernels whose times are not kept."""
         self._kept = 0
         """Times that the user's file holds."""
+        self.asked: AskedFor = {}
+        """Kernels that were asked for, also of other GPUs that differ in rates alone."""
 
     def begin_with_kept(self, inputs: tuple[Hashable, ...]) -> None:
         """Take the times that a process before has kept.
@@ -108,6 +149,22 @@ class CompletedKernels:
         self.digest = times_digest(inputs, self.own.rows)
         self._times = read_times(self.digest)
         self._kept = self._count()
+
+    def price_with(self, group: Sequence[CompletedKernels]) -> None:
+        """Work out what was asked for on all GPUs of a group, this one's among them."""
+        gpus = side_by_side([each.own.gpu for each in group])
+        every = CompletedKernels(self.own.calibration, gpus, self._measurements)
+        for (overlapped, family), asked in self.asked.items():
+            known = [each._times.setdefault((overlapped, family), {}) for each in group]
+            new = {key: op for key, op in asked.items() if any(key not in of for of in known)}
+            if not new:
+                continue
+            batch = batch_of(list(new.values()))
+            on = np.array([sms for _, sms in new], dtype=np.float64)
+            found = (*every.of_batch(family, batch, on, overlapped), batch.moved_bytes)
+            columns = [np.broadcast_to(column, (len(group), len(new))) for column in found]
+            for of, rows in zip(known, zip(*columns, strict=True), strict=True):
+                of.update(zip(new, zip(*(row.tolist() for row in rows), strict=True), strict=True))
 
     def keep_times(self) -> None:
         """Keep all times for the next process, where there are new ones."""
@@ -127,7 +184,10 @@ class CompletedKernels:
         if other is None or other.gpu != self.own.calibration.gpu:
             return None
         on_this = other.model_copy(update={"overlap": self.own.calibration.overlap})
-        return completed_kernels(on_this, self.own.gpu, calibration_measurements(other))
+        rows = calibration_measurements(other)
+        if self.digest is None:
+            return CompletedKernels(on_this, self.own.gpu, rows)
+        return completed_kernels(on_this, self.own.gpu, rows)
 
     def _elsewhere(self, family: Family) -> CompletedKernels | None:
         """Who answers for a family that no own row says anything of."""
@@ -148,6 +208,7 @@ class CompletedKernels:
         if len(known) > MOST_TIMES:
             known.clear()
         new = {(op.sizes, sms): op for op, sms in kernels if (op.sizes, sms) not in known}
+        self._remember((overlapped, family), new)
         asked = list(new.items())
         for start in range(0, len(asked), PREDICTED_AT_ONCE):
             part = asked[start : start + PREDICTED_AT_ONCE]
@@ -157,6 +218,12 @@ class CompletedKernels:
             columns = (column.tolist() for column in found)
             known.update(zip((key for key, _ in part), zip(*columns, strict=True), strict=True))
         return [known[op.sizes, sms] for op, sms in kernels]
+
+    def _remember(self, of: tuple[bool, Family], new: Mapping[tuple[Sizes, int], Operator]) -> None:
+        """Say what was asked for; the rest of very many each GPU works out by itself."""
+        asked = self.asked.setdefault(of, {})
+        if len(asked) + len(new) <= MOST_ASKED:
+            asked.update(new)
 
     def of_batch(self, family: Family, batch: Batch, sms: Array, overlapped: bool) -> Answer:
         """Of distinct operators of one family; none that was not measured takes longer than one of
@@ -278,7 +345,7 @@ class CompletedKernels:
         if elsewhere.calibration.gpu != self.own.calibration.gpu:
             found = self._restate(found, part, part_sms, elsewhere)
         for mine, theirs in zip(answer, found, strict=True):
-            mine[unknown] = theirs
+            mine[..., unknown] = theirs
         return answer
 
     def _related(self, family: Family) -> Family | None:

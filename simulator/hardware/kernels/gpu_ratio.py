@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -43,15 +43,31 @@ class Achieved:
         return self.compute.get(dtype, max(self.compute.values(), default=1.0))
 
 
+KERNEL_RATES = ("sm_clock", "hbm_bandwidth", "l2_capacity")
+"""Beside its peaks, the fields of a GPU that kernels on several GPUs at once may differ in."""
+
+
 def same_compute(one: GpuProfile, other: GpuProfile) -> bool:
-    """Whether two GPUs share everything that a compute kernel's time depends on."""
-    return _compute_of(one) == _compute_of(other)
+    """Whether two GPUs share everything that a compute kernel's time depends on; of GPUs side by
+    side, whether all of them do."""
+    if one.sms != other.sms or set(one.peak_compute) != set(other.peak_compute):
+        return False
+    rates = ((getattr(one, field), getattr(other, field)) for field in KERNEL_RATES)
+    peaks = ((one.peak(dtype), other.peak(dtype)) for dtype in one.peak_compute)
+    return all(np.all(mine == theirs) for mine, theirs in (*rates, *peaks))
 
 
-def _compute_of(gpu: GpuProfile) -> tuple[object, ...]:
-    """What a compute kernel's time depends on."""
-    peaks = {dtype: gpu.peak(dtype) for dtype in gpu.peak_compute}
-    return (gpu.sms, gpu.sm_clock, peaks, gpu.hbm_bandwidth, gpu.l2_capacity)
+def side_by_side(gpus: Sequence[GpuProfile]) -> GpuProfile:
+    """GPUs that differ in rates alone as one, whose peaks and KERNEL_RATES are columns [GPUs, 1]:
+    times of operators [operators] at such rates are [GPUs, operators]."""
+
+    def column(values: Iterable[float]) -> Array:
+        return np.array(list(values), dtype=np.float64)[:, None]
+
+    stacked = {field: column(getattr(gpu, field) for gpu in gpus) for field in KERNEL_RATES}
+    peaks = {dtype: column(gpu.peak(dtype) for gpu in gpus) for dtype in gpus[0].peak_compute}
+    stated = {"peak_compute": peaks, "peak_sms": None, "peak_clock": None}
+    return gpus[0].model_copy(update=stacked | stated)
 
 
 def achieved_shares(rows: Iterable[Measurement], gpu: GpuProfile) -> Achieved:

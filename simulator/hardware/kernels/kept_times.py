@@ -12,13 +12,13 @@ import hashlib
 import json
 import marshal
 from collections.abc import Hashable, Iterable, Iterator, Mapping
-from functools import cache
+from functools import cache, lru_cache
 from pathlib import Path
 
 import hardware_profiles
 import reference_model
 import simulator.hardware
-from hardware_profiles.by_content import profile_key
+from hardware_profiles.by_content import Keyed, profile_key, rows_key
 from hardware_profiles.fields import ROOT
 from hardware_profiles.kept_files import code_digest, digest_of, keep, read_kept
 from hardware_profiles.schema import (
@@ -58,9 +58,15 @@ def times_digest(inputs: Iterable[Hashable], rows: Iterable[Measurement]) -> str
     """
     digest = hashlib.sha256(_code_digest().encode())
     digest.update(repr(tuple(inputs)).encode())
-    # Plain values, which version 2 writes the same whichever objects they are.
-    digest.update(marshal.dumps([_values(row) for row in rows], 2))
+    digest.update(_rows_digest(rows_key(rows)))
     return digest.hexdigest()
+
+
+@lru_cache(maxsize=16)
+def _rows_digest(rows: Keyed[tuple[Measurement, ...]]) -> bytes:
+    # Plain values, which version 2 writes the same whichever objects they are.
+    text = marshal.dumps([_values(row) for row in rows.value], 2)
+    return hashlib.sha256(text).digest()
 
 
 def files_behind(

@@ -50,7 +50,8 @@ MOST_PAIRS = 2**18
 """Operators and rows compared at once, likewise."""
 
 Scan = Callable[[Batch, Array], tuple[Array, NDArray[np.bool_], Array]]
-"""A batch and its SMs to seconds, whether each was measured, and seconds at peak."""
+"""A batch and its SMs to seconds, whether each was measured, and seconds at peak; [operators], or
+of GPUs side by side [GPUs, operators]."""
 
 
 class RisingRows:
@@ -72,12 +73,12 @@ class RisingRows:
         self._found: dict[tuple[int, float], tuple[int, Array, Array]] = {}
 
     def seconds(self, batch: Batch, sms: Array, seconds: Array, at_peak: Array) -> Array:
-        """[operators] the rising seconds of kernels.
+        """[*GPUs, operators] the rising seconds of kernels, on one GPU or on several side by side.
 
         Args:
             sms: [operators] that they have.
-            seconds: [operators] as `scan` predicts them, kept beyond the largest rows scanned.
-            at_peak: [operators] as `scan` has them.
+            seconds: as `scan` predicts them, kept beyond the largest rows scanned.
+            at_peak: as `scan` has them.
         """
         axis = batch.names.index(self._axis)
         others = batch.sizes.copy()
@@ -102,11 +103,10 @@ class RisingRows:
             for number, (of_shape, at_peak_of_shape) in zip(some, scanned, strict=True):
                 key = int(marks[number]), float(sms[number])
                 self._found[key] = (least, of_shape, at_peak_of_shape)
-        _, rising, peaks = (
-            np.stack(part) for part in zip(*(self._found[key] for key in keys), strict=True)
-        )
-        low, high = rising[which, after], rising[which, to]
-        start, end = np.log(peaks[which, after]), np.log(peaks[which, to])
+        found = zip(*(self._found[key][1:] for key in keys), strict=True)
+        rising, peaks = (np.stack(part, axis=-2) for part in found)
+        low, high = rising[..., which, after], rising[..., which, to]
+        start, end = np.log(peaks[..., which, after]), np.log(peaks[..., which, to])
         with np.errstate(divide="ignore", invalid="ignore"):
             way = np.clip((np.log(at_peak) - start) / (end - start), 0.0, 1.0)
         whole = (end <= start) | (rows == self._rows[to]) | (way == 1.0)
@@ -116,17 +116,22 @@ class RisingRows:
     def _scan_shapes(
         self, batch: Batch, axis: int, others: NDArray[np.int64], sms: Array, least: int
     ) -> list[tuple[Array, Array]]:
-        """Of each shape, rising seconds and seconds at peak; [rows], nan before place `least`."""
+        """Of each shape, rising seconds and seconds at peak; [*GPUs, rows], nan before `least`."""
         scanned = np.flatnonzero(self._known | (np.arange(len(self._rows)) >= least))
         sizes = np.repeat(others, len(scanned), axis=0)
         sizes[:, axis] = np.tile(self._rows[scanned], len(others))
         found = self._scan(batch_of_sizes(batch.like, sizes), np.repeat(sms, len(scanned)))
         seconds, measured, at_peak = found
+        gpus = seconds.shape[:-1]
         each = (len(others), len(scanned))
-        never_falling, peaks = np.full((2, len(others), len(self._rows)), np.nan)
-        never_falling[:, scanned] = rising(seconds.reshape(each), measured.reshape(each))
-        peaks[:, scanned] = at_peak.reshape(each)
-        return list(zip(never_falling, peaks, strict=True))
+        never_falling, peaks = np.full((2, *gpus, len(others), len(self._rows)), np.nan)
+        never_falling[..., scanned] = rising(
+            seconds.reshape(*gpus, *each), measured.reshape(*measured.shape[:-1], *each)
+        )
+        peaks[..., scanned] = at_peak.reshape(*gpus, *each)
+        return [
+            (never_falling[..., shape, :], peaks[..., shape, :]) for shape in range(len(others))
+        ]
 
 
 @lru_cache(maxsize=256)
@@ -146,7 +151,7 @@ def _scanned(
 
 
 def rising(seconds: Array, measured: NDArray[np.bool_]) -> Array:
-    """[shapes, rows ascending] seconds that never fall along the rows.
+    """[..., rows ascending] seconds that never fall along the rows.
 
     A measured time is the least of the measured ones at no fewer rows. Any other is brought between
     those around it first, and is then the least of all at no fewer rows.
@@ -171,16 +176,16 @@ class WorkFloor:
         Args:
             batch: operators of the rows.
             sms: [rows] that they had.
-            log_seconds: [rows] what the family's model says for them.
+            log_seconds: [*GPUs, rows] what the family's model says for them.
         """
         work = np.column_stack([batch.sizes.astype(np.float64), sms])
         work, first = np.unique(work, axis=0, return_index=True)
         self._sizes, self._sms = work[:, :-1], work[:, -1]
-        self._log_seconds = log_seconds[first]
+        self._log_seconds = log_seconds[..., first]
         self._varies = np.ptp(self._sizes, axis=0) > 0
 
     def raise_to(self, log_seconds: Array, batch: Batch, sms: Array) -> Array:
-        """[operators] log seconds, raised to the longest row with no more work.
+        """[*GPUs, operators] log seconds, raised to the longest row with no more work.
 
         On more SMs than a row had, its time shrinks by no more than their share.
         """
@@ -190,11 +195,12 @@ class WorkFloor:
         sizes, log_sms = sizes[np.ix_(comparable, self._varies)], np.log(sms[comparable])
         raised = log_seconds.copy()
         rows, log_row_sms = self._sizes[:, self._varies], np.log(self._sms)
-        lowest = np.full(len(comparable), -np.inf)
-        step = math.ceil(MOST_PAIRS / len(rows))
+        lowest = np.full((*self._log_seconds.shape[:-1], len(comparable)), -np.inf)
+        step = math.ceil(MOST_PAIRS / self._log_seconds.size)
         for some in (slice(start, start + step) for start in range(0, len(comparable), step)):
             larger = (sizes[some, None] >= rows).all(axis=2)
-            least = self._log_seconds - np.maximum(log_sms[some, None] - log_row_sms, 0.0)
-            lowest[some] = np.where(larger, least, -np.inf).max(axis=1)
-        raised[comparable] = np.maximum(raised[comparable], lowest)
+            beyond = np.maximum(log_sms[some, None] - log_row_sms, 0.0)
+            least = self._log_seconds[..., None, :] - beyond
+            lowest[..., some] = np.where(larger, least, -np.inf).max(axis=-1)
+        raised[..., comparable] = np.maximum(raised[..., comparable], lowest)
         return raised

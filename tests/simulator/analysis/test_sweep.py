@@ -3,11 +3,15 @@
 import bisect
 import dataclasses
 import itertools
+import os
+import signal
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from simulator.analysis.parallel import ALONE
+from simulator.analysis.run import price_kernels, simulated_metrics
 from simulator.analysis.sweep import (
     Limit,
     Objective,
@@ -23,6 +27,7 @@ from simulator.analysis.sweep import (
     read_rows,
     run_sweep,
 )
+from simulator.hardware.kernels import completed
 from simulator.scenario.axes import Axis
 
 SCENARIO = "all_to_all_64"
@@ -33,12 +38,22 @@ def row(reason=None, **metrics):
     return Point({"a": 1}, "d", metrics, reason)
 
 
-def seed_of(scenario, overrides):
+def seed_of(scenario):
     """Stands for a run: gives back the seed that the point sets, and refuses seed 13."""
-    settings = dict(text.split("=", maxsplit=1) for text in overrides)
-    if settings["seed"] == "13":
+    if scenario.file.seed == 13:
         raise ValueError("seed 13 does not fit")
-    return {"seed": int(settings["seed"]), "of": {"scenario": scenario}, "table": [1, 2]}
+    return {"seed": scenario.file.seed, "of": {"file": scenario.where}, "table": [1, 2]}
+
+
+def seed_of_a_process_that_20_kills(scenario):
+    """The same, but seed 20 ends the process."""
+    if scenario.file.seed == 20:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return seed_of(scenario)
+
+
+def nothing_to_prepare(scenarios):
+    """Stands for work that scenarios share."""
 
 
 def test_a_grid_holds_every_combination_last_axis_fastest():
@@ -90,7 +105,7 @@ def test_a_path_varies_once():
 
 def test_a_point_that_cannot_run_is_a_row_with_its_reason():
     rows = run_sweep(grid(SCENARIO, (), [Axis.parse("seed=7,13")]), SCENARIO, seed_of)
-    assert rows[0].metrics == {"seed": 7, "of.scenario": SCENARIO}
+    assert rows[0].metrics == {"seed": 7, "of.file": f"scenarios/{SCENARIO}.yaml"}
     assert rows[1].reason == "seed 13 does not fit"
     assert rows[1].metrics == {}
 
@@ -111,16 +126,64 @@ def test_rows_are_the_same_wherever_they_run(where):
     assert rows == expected
 
 
+@pytest.mark.parametrize("jobs", [1, 2])
+def test_rows_of_points_that_run_together_are_those_of_each_alone(jobs):
+    points = grid(SCENARIO, (), [Axis.parse("seed=1,2,-1,13,4,5,6,7,8,9,10,11")])
+    prepare = nothing_to_prepare
+    rows = run_sweep(points, SCENARIO, seed_of, jobs=jobs, prepare=prepare)
+    assert rows == run_sweep(points, SCENARIO, seed_of)
+
+
+def test_points_that_run_together_are_prepared_together_and_give_their_rows_one_by_one():
+    told = []
+    points = grid(SCENARIO, (), [Axis.parse("seed=1,2,3,4,5,6,7,8,9,10")])
+    run_sweep(
+        points,
+        SCENARIO,
+        seed_of,
+        prepare=lambda scenarios: told.append([each.file.seed for each in scenarios]),
+        done=lambda row: told.append(row.metrics["seed"]),
+    )
+    # The first alone: nobody knows how long it takes. Fewer towards the end.
+    assert told[:7] == [[1], 1, [2, 3, 4], 2, 3, 4, [5, 6]]
+
+
+def test_a_point_that_kills_its_process_takes_no_other_with_it():
+    points = grid(SCENARIO, (), [Axis.parse("seed=" + ",".join(map(str, range(14, 34))))])
+    evaluate = seed_of_a_process_that_20_kills
+    with pytest.warns(UserWarning, match="a worker process was killed"):
+        rows = run_sweep(points, SCENARIO, evaluate, jobs=2, prepare=nothing_to_prepare)
+    assert [row.metrics.get("seed") for row in rows] == [*range(14, 20), None, *range(21, 34)]
+    assert rows[6].reason == str(ALONE)
+
+
+@pytest.mark.parametrize(
+    ("path", "rates"),
+    [
+        ("cluster.node.gpu.hbm_bandwidth", ["2 TB/s", "2.5 TB/s", "3 TB/s", "4 TB/s", "5 TB/s"]),
+        (NIC, ["10 GB/s", "15 GB/s", "20 GB/s", "25 GB/s", "30 GB/s"]),
+    ],
+)
+def test_rows_of_rates_are_the_same_in_any_order_however_many_run_together(path, rates):
+    name = "dualpipe_h800_2048"
+    points = grid(name, ("skew=none",), [Axis.of(path, rates)])
+    together = run_sweep(points[::-1], name, simulated_metrics, prepare=price_kernels)
+    completed._completed.cache_clear()
+    alone = run_sweep(points, name, simulated_metrics)
+    assert together[::-1] == alone
+    assert len({row.metrics["step_time_s"] for row in alone}) == 5
+
+
 def test_an_interrupted_sweep_goes_on_where_it_stopped(tmp_path):
     kept = tmp_path / "rows.jsonl"
     points = grid(SCENARIO, (), [Axis.parse("seed=5,13,6")])
     ran = []
 
-    def interrupted(scenario, overrides):
-        ran.append(overrides)
+    def interrupted(scenario):
+        ran.append(scenario.file.seed)
         if len(ran) == 3:
             raise KeyboardInterrupt
-        return seed_of(scenario, overrides)
+        return seed_of(scenario)
 
     with pytest.raises(KeyboardInterrupt):
         run_sweep(points, SCENARIO, interrupted, kept=kept)
@@ -129,12 +192,12 @@ def test_an_interrupted_sweep_goes_on_where_it_stopped(tmp_path):
     kept.write_text(kept.read_text() + '{"check": "cut sh')
     ran.clear()
 
-    def counted(scenario, overrides):
-        ran.append(overrides)
-        return seed_of(scenario, overrides)
+    def counted(scenario):
+        ran.append(scenario.file.seed)
+        return seed_of(scenario)
 
     assert run_sweep(points, SCENARIO, counted, kept=kept) == run_sweep(points, SCENARIO, seed_of)
-    assert [overrides[-1] for overrides in ran] == ["seed=13", "seed=6"]
+    assert ran == [13, 6]
 
 
 @pytest.mark.parametrize("byte", [0xFF, ord("\n"), ord("1")])
@@ -165,8 +228,8 @@ def test_a_point_that_fails_for_the_machine_is_a_row_and_is_tried_again(tmp_path
     kept = tmp_path / "rows.jsonl"
     points = grid(SCENARIO, (), [Axis.parse("seed=5,6")])
 
-    def failing(scenario, overrides):
-        if overrides[-1] == "seed=5":
+    def failing(scenario):
+        if scenario.file.seed == 5:
             raise MemoryError
         raise FileNotFoundError(2, "No such file or directory", "gone.csv")
 

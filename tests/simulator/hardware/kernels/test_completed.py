@@ -21,7 +21,11 @@ from cost_models import (
 from hardware_profiles.schema import load_calibration, load_gpu
 from hardware_profiles.tables import Measurement
 from simulator.hardware.kernels import completed
-from simulator.hardware.kernels.completed import CompletedKernels, completed_kernels
+from simulator.hardware.kernels.completed import (
+    CompletedKernels,
+    completed_kernels,
+    price_side_by_side,
+)
 from simulator.hardware.kernels.families import calibration_measurements, family_of
 from simulator.hardware.kernels.roofline import batch_of, least_seconds
 from simulator.hardware.network.fabric_load import NO_LIMIT
@@ -366,3 +370,65 @@ def test_each_kernel_is_worked_out_once(monkeypatch):
     fresh.times(family, kernels, False)
     fresh.times(family, [*kernels, (gemm(5000, 1536, 7168), 132)], False)
     assert asked == [2, 1]
+
+
+def test_times_on_several_gpus_at_once_are_those_on_each_to_the_last_bit(monkeypatch):
+    calibration = load_calibration("h800_sxm")
+    rows = calibration_measurements(calibration)
+    gpus = [
+        H800.model_copy(update=changed)
+        for changed in (
+            {"hbm_bandwidth": 2e12},
+            {"hbm_bandwidth": 5e12, "l2_capacity": 2.0**26},
+            {"sm_clock": 1.5e9},
+            {"sm_clock": 1.5e9, "peak_clock": 1.83e9},
+            {"peak_compute": H800.peak_compute | {"bfloat16": 5e14}},
+        )
+    ]
+    kernels = [
+        gemm(4096, 7168, 2048),
+        gemm(4096, 2112, 7168),
+        bfloat16(gemm(96, 256, 7168, out_dtype="float32")),
+        HEAD,
+        bfloat16(HEAD),
+        operator(
+            "attention_forward",
+            dtype="bfloat16",
+            sequences=1,
+            heads=128,
+            query_length=4096,
+            kv_length=4096,
+            qk_dim=192,
+            v_dim=128,
+        ),
+    ]
+    asked = [(op, sms, beside) for op in kernels for sms in (112, 132) for beside in (False, True)]
+    ask_for = [(family_of(op), [(op, sms)], beside) for op, sms, beside in asked]
+    first, *others = (
+        completed_kernels(calibration, gpu, rows)
+        for gpu in (H800.model_copy(update={"hbm_bandwidth": 4e12}), *gpus)
+    )
+    for each in ask_for:
+        first.times(*each)
+    price_side_by_side([first, *others])
+    alone = [CompletedKernels(calibration, gpu, rows) for gpu in gpus]
+    expected = [[each.times(*kernel) for kernel in ask_for] for each in alone]
+    monkeypatch.setattr(CompletedKernels, "of_batch", None)
+    assert [[each.times(*kernel) for kernel in ask_for] for each in others] == expected
+
+
+def test_a_gpu_at_the_rates_of_the_measured_one_is_priced_by_its_rows_alone():
+    calibration = load_calibration("h800_sxm")
+    rows = calibration_measurements(calibration)
+    op = gemm(4096, 1536, 7168)
+    slow, same, fast = (
+        completed_kernels(calibration, H800.model_copy(update={"hbm_bandwidth": rate}), rows)
+        for rate in (2.5e12, H800.hbm_bandwidth, 6e12)
+    )
+    kernel = (family_of(op), [(op, 112)], True)
+    slow.times(*kernel)
+    price_side_by_side([slow, same, fast])
+    ((seconds, _, _, provenance, _),) = same.times(*kernel)
+    assert provenance == MEASURED
+    assert seconds == one(COSTS, op, sms=112, overlapped=True)[0]
+    assert fast.times(*kernel)[0][3] == EXTRAPOLATED

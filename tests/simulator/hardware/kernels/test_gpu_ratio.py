@@ -13,6 +13,7 @@ from simulator.hardware.kernels.gpu_ratio import (
     bound_seconds,
     log_restatement,
     same_compute,
+    side_by_side,
 )
 
 H100, H200, H800 = (load_gpu(name) for name in ("h100_sxm", "h200_sxm", "h800_sxm"))
@@ -119,3 +120,12 @@ def test_the_fastest_share_counts_kernels_beyond_the_cache():
     assert achieved.compute_share("fp8_e4m3") == achieved.compute["bfloat16"]
     nothing = achieved_shares([cached], H200)
     assert (nothing.memory, nothing.compute_share("bfloat16")) == (None, 1.0)
+
+
+def test_gpus_side_by_side_have_columns_of_rates():
+    slow = H800.model_copy(update={"sm_clock": 0.915e9, "peak_clock": 1.83e9})
+    both = side_by_side([H800, slow])
+    assert both.peak("bfloat16").tolist() == [[989e12], [494.5e12]]
+    assert both.hbm_bandwidth.tolist() == [[3.35e12], [3.35e12]]
+    assert same_compute(side_by_side([H800, H800]), H800)
+    assert not same_compute(both, H800)
