@@ -190,6 +190,64 @@ def test_state_of_a_layer_is_gathered_before_its_work_and_reduced_after(zero, ri
     assert TrainingBounds._state(bounds, candidate) == state
 
 
+@pytest.mark.parametrize(
+    ("beside", "forward", "backward"),
+    [
+        # Beside other layers only transfers take longer by state: 2 + 10, and 3 + 20.
+        (True, 12.0, 23.0),
+        # Else all does: a chain of 2.5 + 10, and 4 + 20 with combine.
+        (False, 12.5, 24.0),
+    ],
+)
+def test_state_lengthens_transfers_and_where_nothing_runs_beside_it_all_ways(
+    beside, forward, backward, monkeypatch
+):
+    """A layer of 1 s of compute, 2 s of transfers and 2.5 s one after the other in forward; 1, 3,
+    3.5 and 4 s in backward; 10 s of state before and 20 s after."""
+    asked = []
+
+    def pipeline_seconds(forward, backward, pairs, facts, **given):
+        asked.append((forward, backward, pairs, given))
+        return np.array([100.0])
+
+    monkeypatch.setattr(training_bounds, "pipeline_seconds", pipeline_seconds)
+    ways = ("compute", "transfers", "chain", "with_combine")
+    pair = SimpleNamespace(
+        forward=np.zeros((4, 1)), backward=np.zeros((4, 1)), more=np.zeros((4, 1)),
+        ends=np.zeros((4, 1)),
+    )  # fmt: skip
+    of_layer = SimpleNamespace(
+        forward=SimpleNamespace(**dict(zip(ways, np.array([[1.0], [2.0], [2.5]]), strict=False))),
+        backward=SimpleNamespace(
+            **dict(zip(ways, np.array([[1.0], [3.0], [3.5], [4.0]]), strict=True))
+        ),
+        pair=pair,
+    )
+    bounds = SimpleNamespace(
+        layers=SimpleNamespace(
+            layers=("moe", "moe"),
+            usual=("moe",),
+            job=SimpleNamespace(
+                gap=SimpleNamespace(value=0.1), optimizer=SimpleNamespace(post_validation=False)
+            ),
+        ),
+        prices=SimpleNamespace(of=lambda shapes, kinds: {"moe": of_layer}),
+        _states=lambda *_: np.array([[[10.0], [20.0]]]),
+        _besides=lambda _: np.array([[beside], [beside]]),
+        _blocking=lambda _: (0.5, 6),
+        _optimizer=lambda _: 7.0,
+    )
+    candidate = SimpleNamespace(shape="s", parallel="p", facts="f", fullest=3, layout="layout")
+    (bound,) = TrainingBounds.of(bounds, [candidate])
+    ((found_forward, found_backward, pairs, given),) = asked
+    assert (found_forward.tolist(), found_backward.tolist()) == ([[forward]], [[backward]])
+    assert pairs.forward[training_bounds.TRANSFERS].tolist() == [[10.0]]
+    assert pairs.backward[training_bounds.TRANSFERS].tolist() == [[20.0]]
+    assert (given["fullest"], given["send"], given["sends"]) == ([3.0], [0.5], [6.0])
+    assert (given["counts"], given["usual"], given["gap"]) == ([2], 0, 0.1)
+    assert bound == TrainingBound("layout", 100.0, 7.0)
+
+
 def test_state_of_layouts_is_that_of_each_kind_and_none_where_nothing_is_known():
     state = {"moe": (1.0, 2.0), "dense": (3.0, 4.0)}
     bounds = SimpleNamespace(_state=lambda candidate: candidate)
