@@ -167,6 +167,11 @@ def _least_from_here(values: Array) -> Array:
     return least
 
 
+def _at_once(rows: int) -> int:
+    """Operators that are compared with so many rows at once."""
+    return math.ceil(MOST_PAIRS / rows)
+
+
 class WorkFloor:
     """Times of rows as lower bounds."""
 
@@ -196,7 +201,7 @@ class WorkFloor:
         raised = log_seconds.copy()
         rows, log_row_sms = self._sizes[:, self._varies], np.log(self._sms)
         lowest = np.full((*self._log_seconds.shape[:-1], len(comparable)), -np.inf)
-        step = math.ceil(MOST_PAIRS / self._log_seconds.size)
+        step = _at_once(self._log_seconds.size)
         for some in (slice(start, start + step) for start in range(0, len(comparable), step)):
             larger = (sizes[some, None] >= rows).all(axis=2)
             beyond = np.maximum(log_sms[some, None] - log_row_sms, 0.0)

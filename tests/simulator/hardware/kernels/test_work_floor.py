@@ -11,7 +11,13 @@ from simulator.hardware.costs import KernelCostModel
 from simulator.hardware.kernels import work_floor
 from simulator.hardware.kernels.families import calibration_measurements
 from simulator.hardware.kernels.roofline import batch_of
-from simulator.hardware.kernels.work_floor import RisingRows, WorkFloor, _scanned, rising
+from simulator.hardware.kernels.work_floor import (
+    RisingRows,
+    WorkFloor,
+    _at_once,
+    _scanned,
+    rising,
+)
 
 SEQUENCES = np.array([1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128, 256, 512])
 CONTEXTS = np.array([1024, 1536, 2048, 3000, 4096, 8192, 16384, 32768, 65536])
@@ -63,6 +69,10 @@ def test_operators_are_compared_a_few_at_a_time_with_the_same_result(monkeypatch
     monkeypatch.setattr(work_floor, "MOST_PAIRS", 1)
     found = np.exp(floor.raise_to(np.log(np.full(4, 10.0)), batch, sms))
     assert found == pytest.approx([20, 22, 25, 10])
+
+
+def test_operators_are_compared_in_260_thousand_pairs_at_once():
+    assert [_at_once(rows) for rows in (1, 1000, 2**19)] == [262_144, 263, 1]
 
 
 def test_a_longer_time_stays():
@@ -162,6 +172,34 @@ def test_between_the_rows_that_are_scanned_time_goes_as_at_the_peak():
     # A million between the last two, in 7,813 tiles.
     last = 881_792 * (2**20 / 881_792) ** (np.log(7813 / 6889) / np.log(8192 / 6889))
     assert found == pytest.approx([48, 128, 128, 128, between, 2304, last, 2**21])
+
+
+@pytest.mark.parametrize("at_peak", [24.0, 30.0])
+def test_no_time_is_beyond_that_of_the_next_rows_whatever_its_peak(at_peak):
+    """7 s of 16 rows and 29 s of 24, which 7 x (29 / 7) is not to the last bit."""
+
+    def of_rows(batch, sms):
+        m = batch.sizes[:, batch.names.index("m")].astype(float)
+        return np.select([m < 16, m < 24], [1.0, 7.0], 29.0), np.zeros(len(m), dtype=bool), m
+
+    known = RisingRows("gemm", of_rows, also=set(), known=set())
+    found = known.seconds(product(20), np.array([132.0]), np.array([9.0]), np.array([at_peak]))
+    assert found.tolist() == [29.0]
+
+
+def test_256_shapes_are_scanned_at_once():
+    scanned = []
+
+    def counted(batch, sms):
+        scanned.append(len(batch))
+        return scan(batch, sms)
+
+    known = RisingRows("gemm", counted, also=set(), known=set())
+    batch = product(*[2**20] * 257)
+    batch.sizes[:, batch.names.index("n")] = np.arange(1, 258)
+    known.seconds(batch, np.full(257, 132.0), np.ones(257), np.ones(257))
+    # The last two numbers of rows of each.
+    assert scanned == [2 * 256, 2]
 
 
 def test_fewer_rows_than_were_asked_before_are_scanned_and_more_are_known():

@@ -1,5 +1,8 @@
 """Times of transfers, each worked out by hand from bytes, rates and latencies."""
 
+from dataclasses import replace
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 from cost_models import combine, dispatch
@@ -108,6 +111,14 @@ def test_a_link_that_is_reset_forgets_what_was_queued() -> None:
     link.send(0.0, 1000.0)
     link.reset(1.0)
     assert link.send(1.0, 100.0) == 2.0
+
+
+@pytest.mark.parametrize(("link", "inside"), [("nic", True), ("mixed", False), ("nvlink", False)])
+def test_low_latency_copies_within_a_node_go_through_nics_where_kernels_are_of_rdma_alone(
+    link, inside
+):
+    model = SimpleNamespace(profile=SimpleNamespace(link=link))
+    assert replace(TRANSFERS, low_latency=model).nics_inside is inside
 
 
 def test_transfers_without_experts_refuse_to_dispatch():
