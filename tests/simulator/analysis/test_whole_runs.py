@@ -117,6 +117,10 @@ def test_a_lease_timed_in_bursts_alone_tells_the_clock_of_its_steps():
     clock = sustained_clock("h200_sxm_1", "train_microbatch")
     assert clock.value == pytest.approx(1.725 / 1.98)
     assert (clock.low, clock.high) == (pytest.approx(1.68 / 1.98), pytest.approx(1.845 / 1.98))
+    # A whole step's is that of its micro-batches, a decode step's its own.
+    assert sustained_clock("h200_sxm_1", "train_step") == clock
+    decode = sustained_clock("h200_sxm_1", "decode_step")
+    assert decode.source.startswith("own measurement: SM clock of decode_step steps")
 
 
 def test_a_lease_that_trained_without_a_graph_tells_the_clock_of_that():
