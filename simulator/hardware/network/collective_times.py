@@ -70,9 +70,9 @@ class SizeCurve:
         slopes[0], slopes[-1] = rise[0], rise[-1]
         # The harmonic mean of the neighbouring rises keeps the curve monotone; 0 beside a flat one.
         near, far = 2 * step[1:] + step[:-1], step[1:] + 2 * step[:-1]
-        flat = (rise[:-1] <= 0) | (rise[1:] <= 0)
-        before, after = np.where(flat, 1.0, rise[:-1]), np.where(flat, 1.0, rise[1:])
-        slopes[1:-1] = np.where(flat, 0.0, (near + far) / (near / before + far / after))
+        steep = np.flatnonzero((rise[:-1] > 0) & (rise[1:] > 0))
+        near, far, before, after = near[steep], far[steep], rise[:-1][steep], rise[1:][steep]
+        slopes[1:-1][steep] = (near + far) / (near / before + far / after)
         return cls(ranks, x, y, slopes)
 
     @property
@@ -82,7 +82,7 @@ class SizeCurve:
 
     def log_at(self, size: Bytes) -> float:
         """Log seconds of one size."""
-        place = float(np.log(max(size, 1.0)))
+        place = _log_of(size)
         i = int(np.clip(np.searchsorted(self.log_size, place) - 1, 0, len(self.log_size) - 2))
         step = float(self.log_size[i + 1] - self.log_size[i])
         t = min(max((place - float(self.log_size[i])) / step, 0.0), 1.0)
@@ -93,6 +93,11 @@ class SizeCurve:
             + t**2 * (t - 1) * step * self.slopes[i + 1]
         )
         return float(inside) + max(place - float(self.log_size[-1]), 0.0)
+
+
+def _log_of(size: Bytes) -> float:
+    """Of a size in bytes; that of none lies below all others."""
+    return float(np.log(size)) if size > 0 else -np.inf
 
 
 def seconds_at(operation: str, curves: Sequence[SizeCurve], size: Bytes, ranks: int) -> Seconds:
@@ -171,18 +176,17 @@ class CollectiveTimes:
         further = 0.0 if near else entry.other_ranks
         link = 0.0 if ratio == 1.0 else float(np.log(self.measured.other_link))
         factor = float(np.exp(np.sqrt(width**2 + further**2 + link**2)))
-        place = float(np.log(max(size, 1.0)))
         return one_time(
             seconds,
             seconds / factor,
             seconds * factor,
-            provenance=_provenance(near, place) if ratio == 1.0 else EXTRAPOLATED,
+            provenance=_provenance(near, _log_of(size)) if ratio == 1.0 else EXTRAPOLATED,
             family="transfers",
         )
 
     def shortest(self, operation: str, ranks: int) -> Seconds:
         """What an operation takes however small it is."""
-        return self.predict(operation, 1.0, ranks=ranks).seconds.item()
+        return self.predict(operation, 0.0, ranks=ranks).seconds.item()
 
 
 def measured_collectives(transport: str, *, gpu: GpuProfile) -> CollectiveTimes | None:

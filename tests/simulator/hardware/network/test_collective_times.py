@@ -129,6 +129,14 @@ def test_provenance_says_what_was_measured():
     assert known.predict("send", 2**21, ranks=2).provenance_names() == ["extrapolated"]
 
 
+def test_no_bytes_take_as_long_as_the_fewest_that_were_measured():
+    known = times(send=[(2, {"1 KiB": "10 us", "1 MiB": "20 us"})])
+    none = known.predict("send", 0.0, ranks=2)
+    assert seconds(none) == pytest.approx(10e-6, rel=1e-12)
+    assert none.provenance_names() == ["extrapolated"]
+    assert known.shortest("send", 2) == seconds(none)
+
+
 def test_sums_of_integers_have_own_rows_or_those_of_all_types():
     known = times(all_reduce=[(2, FLAT)])
     found = known.predict("all_reduce", 2**10, ranks=2, types="int8")
