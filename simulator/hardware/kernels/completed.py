@@ -420,19 +420,17 @@ class CompletedKernels:
         if (False, family) in self.own.families:
             return self.own
         models = (self.own, *self.own.others)
-
-        def has(model: CalibratedKernels) -> int:
-            own = [known for _, known in model.families]
-            if family in own:
-                return 0
-            alike = nearest_type(family[1])
-            if alike != family[1] and any(known[:2] == (family[0], alike) for known in own):
-                return 1
-            if any(known[0] == family[0] for known in own):
-                return 2
-            return 3 if (False, is_tensor(family[0])) in model.classes else 4
-
-        return min(models, key=has)
+        known = [[of for _, of in model.families] for model in models]
+        kind, dtype, *_ = family
+        alike = nearest_type(dtype)
+        ways = (
+            [family in own for own in known],
+            [alike != dtype and any(of[:2] == (kind, alike) for of in own) for own in known],
+            [any(of[0] == kind for of in own) for own in known],
+            [(False, is_tensor(kind)) in model.classes for model in models],
+        )
+        has = (model for way in ways for model, does in zip(models, way, strict=True) if does)
+        return next(has, self.own)
 
     def _with_more_rows(self, family: Family) -> CalibratedKernels | None:
         """Who else knows a tensor-core family of which there are but a few rows here.

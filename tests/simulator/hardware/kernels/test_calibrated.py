@@ -16,13 +16,15 @@ from cost_models import (
 )
 from made_up_rows import made_up
 
+from hardware_profiles.by_content import Keyed
 from hardware_profiles.schema import load_gpu
+from hardware_profiles.tables import TRANSFER_KINDS
 from simulator.hardware.costs import NotCalibrated
 from simulator.hardware.kernels import calibrated
-from simulator.hardware.kernels.calibrated import CalibratedKernels, LearnedKernels
+from simulator.hardware.kernels.calibrated import Asked, CalibratedKernels, LearnedKernels
 from simulator.hardware.kernels.families import family_of, operator_of
 from simulator.hardware.kernels.roofline import batch_of, least_seconds
-from simulator.hardware.prediction import INTERPOLATED, MEASURED, MODELLED
+from simulator.hardware.prediction import EXTRAPOLATED, INTERPOLATED, MEASURED, MODELLED
 
 H800 = load_gpu("h800_sxm")
 
@@ -223,6 +225,130 @@ def test_every_kernel_takes_twice_as_long_on_a_gpu_of_half_of_every_rate():
             for gpu in (H800, slow)
         )
         assert halved == pytest.approx(2 * whole, rel=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("kind", "overlapped", "borrowed", "room", "logs", "provenance"),
+    [
+        # As the rows say, on the SMs that a product has.
+        ("gemm", False, False, [40.0, 40.0], [1.0, 2.0], [MEASURED, MEASURED]),
+        # Beside a transfer the second is slowed, so that it is no longer what was measured.
+        ("gemm", True, False, [40.0, 40.0], [1.0, 2.5], [MEASURED, INTERPOLATED]),
+        ("gemm", False, True, [40.0, 40.0], [1.0, 2.0], [EXTRAPOLATED, EXTRAPOLATED]),
+        # Other kernels are known on all SMs, and squeezed onto fewer beside a transfer.
+        ("rmsnorm", False, False, [132.0, 132.0], [1.0, 2.0], [MEASURED, MEASURED]),
+        ("rmsnorm", True, False, [40.0, 40.0], [1.25, 2.75], [MEASURED, INTERPOLATED]),
+    ],
+)
+def test_a_time_is_what_rows_say_slowed_and_squeezed_beside_a_transfer(
+    monkeypatch, kind, overlapped, borrowed, room, logs, provenance
+):
+    monkeypatch.setattr(calibrated, "waves_and_bytes", lambda *_: (0.0, 0.0))
+    asked = []
+
+    def predict(batch, on, ideal, achieved):
+        asked.append(on.tolist())
+        return SimpleNamespace(
+            log_seconds=np.array([1.0, 2.0]),
+            provenance=np.array([MEASURED, MEASURED]),
+            slowed="slowed",
+            width="width",
+            rival=np.array([1.75, 2.125]),
+        )
+
+    like = SimpleNamespace(dtype="fp8_e4m3")
+    model = SimpleNamespace(
+        floor=0.0,
+        tiles="tiles",
+        predict=predict,
+        base_rows=SimpleNamespace(batch=SimpleNamespace(like=like)),
+    )
+    kernels = SimpleNamespace(
+        model=lambda family, overlapped: (model, borrowed),
+        classes={(overlapped, kind == "gemm"): None},
+        calibration=SimpleNamespace(
+            overlap=SimpleNamespace(memory_bound=SimpleNamespace(value=1.5))
+        ),
+        conditions=SimpleNamespace(
+            log_more=lambda kind, slowed: np.array([0.0, 0.5]),
+            log_squeeze=lambda on, sms, *, slowdown: np.full(2, (slowdown - 1) / 2),
+        ),
+    )
+    ask = Asked(
+        (kind, "fp8_e4m3", "bfloat16", False), batch_of([gemm(1, 1, 1)] * 2),
+        np.array([40.0, 40.0]), H800, overlapped, False, False, False,
+    )  # fmt: skip
+    found = LearnedKernels._told(kernels, Keyed("key", ask))
+    assert asked == [room]
+    assert found.log_seconds.tolist() == logs
+    assert found.provenance.tolist() == provenance
+    # What another kernel set says of what was not measured.
+    apart = [
+        0.0 if where == MEASURED else rival - log
+        for where, rival, log in zip(provenance, (1.75, 2.125), (1.0, 2.0), strict=True)
+    ]
+    assert found.apart.tolist() == apart
+    assert (found.width, found.tiles, found.bound.size) == ("width", "tiles", 0)
+
+
+MADE_UP = CALIBRATION.model_copy(
+    update={"kernel_sets": ("few", "made_up"), "completed_by": (), "restated_from": (), "fits": ()}
+)
+
+
+def test_4096_batches_of_operators_are_known_at_once():
+    learned = CalibratedKernels(MADE_UP, H800, made_up()).learned
+    assert learned.told.cache_info().maxsize == 4096
+
+
+def test_rows_are_those_of_the_named_kernel_sets_but_bulk_transfers():
+    bulk = replace(made_up()[0], kind=next(iter(TRANSFER_KINDS)))
+    rows = [*made_up(), *made_up(kernel_set="other"), bulk]
+    assert CalibratedKernels(MADE_UP, H800, rows).rows == made_up()
+
+
+def test_the_kernel_set_with_most_rows_gives_a_family_its_shape_and_a_launch_its_kernels():
+    """Two kernels make a launch in one of four rows: 5 / 4 of the floor of one."""
+    many = made_up()
+    quarter = len(many) // 4
+    twice = [replace(row, conditions=(*row.conditions, ("kernels", "2"))) for row in many[:quarter]]
+    few = made_up(kernel_set="few", slower=2.0)[:10]
+    alone = CalibratedKernels(MADE_UP, H800, [*twice, *many[quarter:]])
+    ((_, model),) = [entry for entry in alone.families.items() if not entry[0][0]]
+    assert len(many) == 4 * quarter
+    assert model.floor == pytest.approx(MADE_UP.kernel_floor.value * 1.25, rel=1e-12)
+    both = CalibratedKernels(MADE_UP, H800, [*few, *many])
+    ((_, model),) = [entry for entry in both.families.items() if not entry[0][0]]
+    assert len(model.base_rows) == len(many)
+
+
+def test_nothing_but_a_row_that_says_so_moves_bytes_faster_than_the_fastest_kernel(monkeypatch):
+    asked = []
+
+    def least_seconds(batch, sms, gpu, *, memory_share):
+        asked.append(memory_share.tolist())
+        return np.zeros(len(batch))
+
+    monkeypatch.setattr(calibrated, "least_seconds", least_seconds)
+    kernels = CalibratedKernels(MADE_UP, H800, made_up())
+    monkeypatch.setitem(vars(kernels), "memory_share", 0.75)
+    batch = batch_of([gemm(4096, 1536, 2048), gemm(3000, 1536, 2048)])
+    family = family_of(gemm(1, 1, 1))
+    *_, provenance = kernels.compute(family, batch, np.full(2, 132.0), False, widths=False)
+    assert provenance.tolist() == [MEASURED, INTERPOLATED]
+    assert asked == [[1.0, 0.75]]
+
+
+@pytest.mark.parametrize(
+    ("own", "others", "share"),
+    [(0.9, [0.8], 0.9), (None, [None, 0.8, 0.7], 0.8), (None, [None], 1.0), (None, [], 1.0)],
+)
+def test_the_fastest_row_is_an_own_one_or_that_of_another_calibration(own, others, share):
+    kernels = SimpleNamespace(
+        achieved=SimpleNamespace(memory=own),
+        others=[SimpleNamespace(achieved=SimpleNamespace(memory=other)) for other in others],
+    )
+    assert CalibratedKernels.memory_share.func(kernels) == share
 
 
 @pytest.mark.parametrize(("kind", "asked_of"), [("gemm", 40.0), ("rmsnorm", 40.0 * 132 / 80)])

@@ -20,6 +20,7 @@ from cost_models import (
 
 from hardware_profiles.schema import load_calibration, load_gpu
 from hardware_profiles.tables import Measurement
+from reference_model.formats import nearest_type
 from simulator.hardware.kernels import completed
 from simulator.hardware.kernels.completed import (
     CompletedKernels,
@@ -27,11 +28,13 @@ from simulator.hardware.kernels.completed import (
     price_side_by_side,
 )
 from simulator.hardware.kernels.families import calibration_measurements, family_of
+from simulator.hardware.kernels.related import RELATED_KINDS
 from simulator.hardware.kernels.roofline import batch_of, least_seconds
 from simulator.hardware.network.fabric_load import NO_LIMIT
 from simulator.hardware.prediction import EXTRAPOLATED, INTERPOLATED, MEASURED, MODELLED
 
 H800 = load_gpu("h800_sxm")
+RELATED = min(RELATED_KINDS)
 WITH_H200 = fitted(calibration=load_calibration("h800_sxm"))
 HEAD = gemm(4096, 129280, 7168)
 
@@ -205,6 +208,99 @@ def test_what_more_rows_raise_a_time_by_raises_its_interval_by(monkeypatch):
     assert [float(part[0]) for part in found] == pytest.approx([3.0, 1.5, 6.0, INTERPOLATED])
 
 
+@pytest.mark.parametrize(
+    ("digest", "kept", "written"), [(None, 0, []), ("d", 3, []), ("d", 2, ["d"]), ("d", 0, ["d"])]
+)
+def test_times_are_kept_where_they_have_a_place_and_some_are_new(
+    monkeypatch, digest, kept, written
+):
+    found = []
+    monkeypatch.setattr(completed, "write_times", lambda digest, times: found.append(digest))
+    kernels = CompletedKernels(CALIBRATION, H800, ROWS)
+    kernels.digest, kernels._kept = digest, kept
+    kernels._times = {(False, "a"): {1: None, 2: None}, (True, "b"): {3: None}}
+    kernels.keep_times()
+    assert found == written
+    assert kernels._kept == (3 if written else kept)
+
+
+@pytest.mark.parametrize(
+    ("gpu", "restated", "architecture", "found"),
+    [
+        ("h800", False, "hopper", (1.0, MEASURED)),
+        # A time of another GPU, or one that is asked of another, is restated.
+        ("h200", False, "hopper", (2.0, MEASURED)),
+        ("h800", True, "hopper", (2.0, MEASURED)),
+        ("b200", False, "blackwell", (2.0, MODELLED)),
+    ],
+)
+def test_a_time_is_restated_where_the_gpu_is_another_and_modelled_on_another_architecture(
+    gpu, restated, architecture, found
+):
+    def of(gpu, architecture):
+        return SimpleNamespace(
+            calibration=SimpleNamespace(gpu=gpu),
+            measured_gpu=SimpleNamespace(architecture=architecture),
+            restated=restated,
+            compute=lambda *_, widths: tuple(np.array([x]) for x in (1.0, 1.0, 1.0, MEASURED)),
+        )
+
+    kernels = SimpleNamespace(
+        own=of("h800", "hopper"),
+        _stand_in=lambda _: None,
+        _answering=lambda _: of(gpu, architecture),
+        _related=lambda _: None,
+        _restate=lambda answer, batch, sms, source: (answer[0] * 2, *answer[1:]),
+        _with_more_rows=lambda _: None,
+    )
+    seconds, _, _, provenance = CompletedKernels._one_by_one(
+        kernels, ("gemm",), None, None, False, widths=True
+    )
+    assert (seconds[0], provenance[0]) == found
+
+
+@pytest.mark.parametrize(
+    ("kind", "own", "others", "stands_in"),
+    [
+        (RELATED, False, (), True),
+        # Kernels of no related kind, those with own rows, and those that others have rows of.
+        ("rmsnorm", False, (), False),
+        (RELATED, True, (), False),
+        (RELATED, False, (RELATED,), False),
+    ],
+)
+def test_a_kernel_stands_in_where_nobody_has_rows_of_the_kind(
+    monkeypatch, kind, own, others, stands_in
+):
+    monkeypatch.setattr(completed, "related_family", lambda family, known, also: "other")
+    family = (kind, "bfloat16", "bfloat16", False)
+    mine = SimpleNamespace(
+        families={(False, family): None} if own else {},
+        others=[SimpleNamespace(families={(False, (each,)): None}) for each in others],
+    )
+    found = CompletedKernels._stand_in(SimpleNamespace(own=mine), family)
+    assert found == ("other" if stands_in else None)
+
+
+def test_a_measured_time_is_at_least_that_of_its_bytes_and_another_at_the_fastest_rate(monkeypatch):
+    """Products of 2 s, the lower end of which is 1 s; 1.5 s at all of the HBM rate, or more."""
+    monkeypatch.setattr(
+        completed, "least_seconds", lambda *_, memory_share: 1.5 / np.asarray(memory_share)
+    )
+    parts = [np.full(2, 2.0), np.full(2, 1.0), np.full(2, 4.0), np.array([MEASURED, INTERPOLATED])]
+    kernels = SimpleNamespace(
+        _one_by_one=lambda *_, widths: tuple(parts),
+        _restated_floor=lambda *_: None,
+        _elsewhere=lambda _: None,
+        _at_peak=lambda *_: None,
+        _rising=lambda *_: SimpleNamespace(seconds=lambda *_: np.full(2, 2.0)),
+        own=SimpleNamespace(gpu=None, memory_share=0.8),
+    )
+    seconds, low, high, _ = CompletedKernels.of_batch(kernels, ("gemm",), None, None, False)
+    assert (seconds.tolist(), high.tolist()) == ([2.0, 2.0], [4.0, 4.0])
+    assert low.tolist() == [1.5, pytest.approx(1.5 / 0.8)]
+
+
 def test_own_rows_of_a_product_scale_the_completing_ones_and_add_their_doubt(monkeypatch):
     """4 s of 2 to 20 there; of the same product 6 s here, of 3 to 18, where the other says 4."""
     monkeypatch.setattr(completed, "related_batch", lambda batch, _: batch)
@@ -324,6 +420,74 @@ def test_a_family_that_nobody_has_is_left_to_whoever_knows_its_class():
     own = SimpleNamespace(families={}, classes={(False, False): "copies"}, others=[other])
     family = ("gemm", "fp8_e4m3", "bfloat16", False)
     assert CompletedKernels._answering(SimpleNamespace(own=own), family) is other
+
+
+INT4 = ("gemm", "w4a16_g32", "bfloat16", False)
+
+
+@pytest.mark.parametrize(
+    ("own", "others", "answers"),
+    [
+        # Own rows first, then those of the family, of the type that it is most like, of its kind.
+        ([INT4], [[INT4]], 0),
+        ([("gemm", "bfloat16", "bfloat16", False)], [[], [INT4]], 2),
+        ([("gemm", "fp8_e4m3", "float32", False)], [[("gemm", "bfloat16", "float32", False)]], 1),
+        (
+            [("rmsnorm", "bfloat16", "bfloat16", False)],
+            [[("gemm", "float32", "float32", False)]],
+            1,
+        ),
+        # Nobody has anything: the calibration itself says so.
+        ([], [[]], 0),
+    ],
+)
+def test_a_family_is_answered_for_by_whoever_has_rows_nearest_to_it(own, others, answers):
+    models = [
+        SimpleNamespace(families=[(False, family) for family in rows], classes=())
+        for rows in (own, *others)
+    ]
+    models[0].others = models[1:]
+    found = CompletedKernels._answering(SimpleNamespace(own=models[0]), INT4)
+    assert nearest_type("w4a16_g32") == "bfloat16"
+    assert models.index(found) == answers
+
+
+@pytest.mark.parametrize(
+    ("kind", "rows", "found"), [("gemm", 4, "more"), ("gemm", 5, None), ("rmsnorm", 4, None)]
+)
+def test_a_product_of_fewer_than_five_rows_is_left_to_whoever_has_more(kind, rows, found):
+    family = (kind, "bfloat16", "bfloat16", False)
+
+    def of(name, rows):
+        families = {} if rows is None else {(False, family): SimpleNamespace(rows=rows)}
+        return SimpleNamespace(name=name, families=families)
+
+    own = of("own", rows)
+    own.others = [of("none", None), of("as many", rows), of("more", rows + 1)]
+    other = CompletedKernels._with_more_rows(SimpleNamespace(own=own), family)
+    assert (None if other is None else other.name) == found
+
+
+def test_32768_kernels_are_predicted_at_once_and_262144_times_are_known(monkeypatch):
+    asked = []
+
+    def batch_of(operators):
+        asked.append(len(operators))
+        return SimpleNamespace(moved_bytes=np.zeros(len(operators)))
+
+    monkeypatch.setattr(completed, "batch_of", batch_of)
+    family = family_of(HEAD)
+    known = dict.fromkeys(range(2**18))
+    kernels = SimpleNamespace(
+        _times={(False, family): known},
+        _remember=lambda of, new: None,
+        of_batch=lambda family, batch, on, overlapped: (on, on, on, on),
+    )
+    CompletedKernels.times(kernels, family, [(HEAD, sms) for sms in range(2**15 + 1)], False)
+    assert asked == [2**15, 1]
+    assert len(known) == 2**18 + 2**15 + 1
+    CompletedKernels.times(kernels, family, [(HEAD, 1)], False)
+    assert len(known) == 1
 
 
 def test_what_is_learned_from_the_same_inputs_is_learned_once():
