@@ -218,6 +218,9 @@ def test_a_prefill_pool_is_simulated_by_its_first_tokens(service, demand):
     assert pool_alone(alone, Pool((PREFILL,), 1, 1, 4096))["fleet"]["warm_up"] == "600 ms"
     trace = replace(service, requests={"file": "x.csv", "format": "azure"})
     assert first_tokens_only(trace, demand, 0.1) is trace
+    # A trace comes before what stands beside it.
+    both = replace(service, requests=trace.requests | service.requests)
+    assert first_tokens_only(both, demand, 0.1) is both
 
 
 def test_a_fleet_that_cannot_run_is_measured_by_its_reason(service):
