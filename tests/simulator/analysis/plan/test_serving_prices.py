@@ -1,5 +1,6 @@
 """Prices of deployments, by the step times of the fleets that they are to stand for."""
 
+import math
 from dataclasses import replace
 from types import SimpleNamespace
 
@@ -227,3 +228,55 @@ def test_a_fleet_that_cannot_run_is_measured_by_its_reason(service):
     raw = pool_alone(service, Pool((PREFILL,), 10**6, 1, 4096))
     assert "allowed: at most the 2048 of cluster" in run_of(raw, 90, {}).reason
     assert Measured().reason is None
+
+
+@pytest.mark.parametrize(
+    ("affine", "finished", "tpot", "found"),
+    [
+        (False, 5, 0.02, 0.02),
+        # No second token: answers of one, or a pool of no time; where nothing ends, no limit.
+        (False, 5, None, 0.0),
+        (True, 0, None, 0.0),
+        (False, 0, None, math.inf),
+    ],
+)
+def test_a_run_says_what_its_requests_took_and_waited_for(
+    monkeypatch, affine, finished, tpot, found
+):
+    """3 s of 4 s in which instances were busy are passes; a mean wait that is none is of 0 s."""
+    metrics = {
+        "ttft_s": {"p99": 0.5},
+        "tpot_s": {"p99": tpot},
+        "queueing_s": {"mean": 0.25},
+        "decode_wait_s": {"mean": 0.125},
+        "requests": {"finished": finished, "rejected": 2},
+        "verdict": "stable",
+        "pools": {"decode": {"utilisation": 0.75}},
+    }
+    fleet = SimpleNamespace(
+        simulation=SimpleNamespace(
+            job=SimpleNamespace(pools={"decode": SimpleNamespace(affine=affine)}), step_times=None
+        ),
+        statistics=SimpleNamespace(
+            instances={
+                0: {"pass_seconds": 1.0, "busy_seconds": 1.5},
+                1: {"pass_seconds": 2.0, "busy_seconds": 2.5},
+            }
+        ),
+        run=None,
+    )
+    scenario = SimpleNamespace(
+        cluster=None, file=SimpleNamespace(analysis=SimpleNamespace(verdict=None))
+    )
+    monkeypatch.setattr(serving_prices, "scenario_from", lambda *_, **__: scenario)
+    monkeypatch.setattr(serving_prices, "prepare_fleet", lambda *_, **__: None)
+    monkeypatch.setattr(serving_prices, "observe_fleet", lambda _: fleet)
+    monkeypatch.setattr(serving_prices, "fleet_metrics", lambda *_, **__: metrics)
+    assert serving_prices.run_of({}, 99, {}) == Measured(
+        0.5, found, "stable", queueing_s=0.25, decode_wait_s=0.125, rejected=2,
+        prefill_share=0.75, utilisation={"decode": 0.75},
+    )  # fmt: skip
+    metrics["queueing_s"]["mean"] = metrics["decode_wait_s"]["mean"] = None
+    fleet.statistics.instances = {}
+    idle = serving_prices.run_of({}, 99, {})
+    assert (idle.queueing_s, idle.decode_wait_s, idle.prefill_share) == (0.0, 0.0, 1.0)
