@@ -57,6 +57,22 @@ def processes(jobs: int) -> int:
     return min(jobs, len(os.sched_getaffinity(0)))
 
 
+def begin_processes(function: Callable[..., object], *arguments: Any, jobs: int) -> None:
+    """Start the processes that `run_all` takes next, with a call in each of what they all need, so
+    that they have it once this one knows the first of their calls.
+
+    Args:
+        function: as of `run_all`; what it gives or raises is nobody's.
+        jobs: as of `run_all`; one is no other process.
+    """
+    together = processes(jobs)
+    if together > 1:
+        pool = _pool(together)
+        with _deaf_to_interrupts():
+            for number in range(together):
+                pool.submit(_call, function, number, arguments)
+
+
 def run_all(
     function: Callable[..., ResultT],
     inputs: Iterable[tuple[Any, ...] | None],
@@ -151,10 +167,7 @@ def run_in_order(
 def _in_processes(
     function: Callable[..., ResultT], calls: _Calls, together: int
 ) -> Iterator[tuple[int, ResultT]]:
-    from joblib.externals.loky import get_reusable_executor
-
-    # Each process is one run; threads below it would only compete.
-    pool = get_reusable_executor(max_workers=together, timeout=_WAITS_S, env=_ONE_THREAD)
+    pool = _pool(together)
     running: set[Any] = set()
     try:
         while True:
@@ -173,6 +186,13 @@ def _in_processes(
         if running:
             # Broken off: nobody waits for what they do.
             pool.shutdown(wait=False, kill_workers=True)
+
+
+def _pool(together: int) -> Any:  # joblib has no type hints
+    from joblib.externals.loky import get_reusable_executor
+
+    # Each process is one run; threads below it would only compete.
+    return get_reusable_executor(max_workers=together, timeout=_WAITS_S, env=_ONE_THREAD)
 
 
 @contextmanager

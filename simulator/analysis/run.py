@@ -194,7 +194,7 @@ def price_kernels(scenarios: Sequence[Scenario]) -> None:
     """Work out kernel times of training scenarios that differ in rates of the GPU alone, for all of
     them at once: those that a scenario before has asked for."""
     training = [each for each in scenarios if each.job_name == "training"]
-    if len(training) > 1:
+    if training:
         from simulator.execution.training_run import price_kernels_of
 
         price_kernels_of(training)

@@ -94,6 +94,8 @@ def sweep_command(
         write_sweep,
     )
     from simulator.analysis import sweep as sweeping
+    from simulator.analysis.parallel import begin_processes
+    from simulator.analysis.run import price_kernels
     from simulator.scenario.axes import Axis
     from simulator.scenario.files import load_scenario
 
@@ -115,6 +117,8 @@ def sweep_command(
             kept.unlink(missing_ok=True)
         else:
             known = sweeping.read_rows(directory / ROWS_FILE) | sweeping.read_rows(kept)
+    if not known and dask is None:
+        begin_processes(price_kernels, [base], jobs=jobs)
     detail = sweeping.detail_of(asked, intervals=interval)
     points = sweeping.grid(scenario, changes or (), axes, detail=detail)
     taken_over = sum(point.digest in known for point in points)

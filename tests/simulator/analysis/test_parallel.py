@@ -10,7 +10,7 @@ import pytest
 from dask import distributed
 
 from simulator.analysis import parallel
-from simulator.analysis.parallel import ALONE, run_all, run_in_order
+from simulator.analysis.parallel import ALONE, begin_processes, run_all, run_in_order
 
 LONG_S = 4
 
@@ -39,6 +39,11 @@ def square_but_never_of_3(x, main):
     return x * x
 
 
+def write_down_the_process(folder):
+    Path(folder, str(os.getpid())).touch()
+    raise ValueError("nobody hears of it")
+
+
 def sleep_below_0(x):
     time.sleep(max(-x, 0))
     return x
@@ -54,6 +59,19 @@ def square_in_a_while(x, main):
 @pytest.mark.parametrize("jobs", [1, 2, 64])
 def test_results_come_with_the_position_of_their_input(jobs):
     assert sorted(run_all(square, [(2,), (3,), (5,)], jobs=jobs)) == [(0, 4), (1, 9), (2, 25)]
+
+
+def test_processes_that_are_begun_make_a_call_of_their_own_before_any_other(tmp_path):
+    begin_processes(write_down_the_process, tmp_path, jobs=2)
+    assert dict(run_all(square, [(n,) for n in range(20)], jobs=2)) == {n: n * n for n in range(20)}
+    made = {int(path.name) for path in tmp_path.iterdir()}
+    assert 1 <= len(made) <= 2
+    assert os.getpid() not in made
+
+
+def test_one_job_begins_no_process(tmp_path):
+    begin_processes(write_down_the_process, tmp_path, jobs=1)
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize("jobs", [1, 2])
