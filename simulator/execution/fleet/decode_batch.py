@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import heapq
 import math
+from collections.abc import Sequence
 
 from simulator.execution.fleet.live_request import LiveRequest
 
@@ -51,9 +52,11 @@ class DecodeBatch:
         """KV cache of a rank's requests after ``steps_ahead`` more steps."""
         return self._base[rank] + self.tokens_per_step * (self.step + steps_ahead) * self.size[rank]
 
-    def held_tokens(self, rank: int, steps_ahead: int = 0) -> float:
-        """The same with the rest of every request's last page."""
-        return self.kv_tokens(rank, steps_ahead) + self.slack * self.size[rank]
+    def held_tokens(self, ranks: Sequence[int], steps_ahead: int = 0) -> list[float]:
+        """The same of several ranks, with the rest of every request's last page."""
+        each, slack = self.tokens_per_step * (self.step + steps_ahead), self.slack
+        base, size = self._base, self.size
+        return [base[rank] + each * size[rank] + slack * size[rank] for rank in ranks]
 
     def heaviest_rank(self, per_request: float, per_kv_token: float) -> int:
         """The rank with most work, given what one request and one token of KV cache cost."""

@@ -12,6 +12,7 @@ an upper bound for engines that fuse them.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Protocol
 
 import simpy
@@ -145,7 +146,7 @@ class Instance:
         best = loads.index(min(loads))
         if self.fits(live, best):
             return best
-        fitting = [rank for rank in range(self.spec.ranks) if self.fits(live, rank)]
+        fitting = self._fitting(live, range(self.spec.ranks))
         return min(fitting, key=loads.__getitem__) if fitting else None
 
     def expect(self, live: LiveRequest, rank: int) -> None:
@@ -432,16 +433,19 @@ class Instance:
 
     def fits(self, live: LiveRequest, rank: int) -> bool:
         """Whether a rank has KV cache and, if it decodes, a place in the batch for a request."""
-        others = ahead = 0
-        if self.decodes:
-            size = self.batch.size[rank] + self.cache.expected[rank]
-            if size >= self.spec.max_batch:
-                return False
-            others = size + (live.request.output_tokens > 1)
-            if self._iteration is not None and not self._reserve_full:
-                ahead = self._iteration.steps_done(self.env.now) + 1
-        return self.cache.fits(
-            rank, self._need(live), others=others, ahead=ahead, watermark=self._watermark
+        return bool(self._fitting(live, (rank,)))
+
+    def _fitting(self, live: LiveRequest, ranks: Sequence[int]) -> list[int]:
+        """Those of some ranks that have both."""
+        ahead = 0
+        if self._iteration is not None and self.decodes:
+            ahead = self._iteration.steps_done(self.env.now) + 1
+        return self.cache.fitting(
+            ranks,
+            self._need(live),
+            more=int(self.decodes and live.request.output_tokens > 1),
+            ahead=ahead,
+            watermark=self._watermark,
         )
 
     def _admit(self, live: LiveRequest, rank: int) -> bool:

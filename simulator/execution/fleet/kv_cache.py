@@ -9,6 +9,7 @@ a page beyond its tokens.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 from simulator.execution.fleet.decode_batch import DecodeBatch
 from simulator.execution.fleet.live_request import LiveRequest
@@ -75,7 +76,7 @@ class KvCache:
         self.take(live, rank, tokens)
         self.expected[rank] += 1
         if loads is not None:
-            loads[rank] = self._load(rank)
+            (loads[rank],) = self._loads_of((rank,))
             self._loads = loads
 
     def arrive(self, live: LiveRequest) -> int:
@@ -134,21 +135,28 @@ class KvCache:
 
     # Room
 
-    def fits(self, rank: int, need: float, *, others: int, ahead: int, watermark: float) -> bool:
-        """Whether a rank has ``need`` tokens for a newcomer.
+    def fitting(
+        self, ranks: Sequence[int], need: float, *, more: int, ahead: int, watermark: float
+    ) -> list[int]:
+        """Those of some ranks that have a place in the batch and ``need`` tokens for a newcomer.
 
         Args:
-            others: requests whose next token needs room too, the newcomer included if it decodes.
+            more: 1 for a newcomer whose next token needs room too, else 0.
             ahead: decode steps that the batch will have done by then.
             watermark: part of the cache that stays free, unless the rank is empty.
         """
-        used = self.held[rank]
         need += self._batch.slack
-        if not self._reserve_full:
-            used += self._batch.held_tokens(rank, ahead)
-            need += self._batch.tokens_per_step * others
-        limit = self.capacity * (1 - watermark) if used > 0 else self.capacity
-        return used + need <= limit
+        whole = self.capacity
+        rest = whole * (1 - watermark)
+        per_token = 0 if self._reserve_full else self._batch.tokens_per_step
+        found = []
+        for rank, grown in zip(ranks, self._in_batch(ranks, ahead), strict=True):
+            decoding = self._batch.size[rank] + self.expected[rank]
+            used = self.held[rank] + grown
+            room = need + per_token * (decoding + more)
+            if decoding < self._max_batch and used + room <= (rest if used > 0 else whole):
+                found.append(rank)
+        return found
 
     def steps_of_room(self) -> float:
         """Decode steps until the first rank is full; infinite where nothing grows."""
@@ -159,7 +167,8 @@ class KvCache:
     def steps_of_room_on(self, rank: int) -> int:
         """Decode steps that the free KV cache of a rank with requests allows."""
         batch = self._batch
-        free = self.capacity - self.held[rank] - batch.held_tokens(rank)
+        (grown,) = batch.held_tokens((rank,))
+        free = self.capacity - self.held[rank] - grown
         return math.floor(free / (batch.tokens_per_step * batch.size[rank]))
 
     # Load, for balancing
@@ -168,18 +177,26 @@ class KvCache:
         """[rank], KV use plus requests, each over its limit; as at the start of the iteration, but
         for the requests that were expected since."""
         if self._loads is None:
-            self._loads = [self._load(rank) for rank in range(len(self.held))]
+            self._loads = self._loads_of(range(len(self.held)))
         return self._loads
 
     def forget_loads(self) -> None:
         """The batch has changed."""
         self._loads = None
 
-    def _load(self, rank: int) -> float:
-        batch = self._batch
-        used = self.held[rank] + (0 if self._reserve_full else batch.held_tokens(rank))
-        count = batch.size[rank] + self.expected[rank]
-        return used / max(self.capacity, 1) + count / self._max_batch
+    def _loads_of(self, ranks: Sequence[int]) -> list[float]:
+        capacity, sizes = max(self.capacity, 1), self._batch.size
+        return [
+            (self.held[rank] + grown) / capacity
+            + (sizes[rank] + self.expected[rank]) / self._max_batch
+            for rank, grown in zip(ranks, self._in_batch(ranks), strict=True)
+        ]
+
+    def _in_batch(self, ranks: Sequence[int], steps_ahead: int = 0) -> list[float]:
+        """KV tokens that the batch counts on some ranks, after ``steps_ahead`` more steps."""
+        if self._reserve_full:
+            return [0] * len(ranks)
+        return self._batch.held_tokens(ranks, steps_ahead)
 
 
 def longest_kv_tokens(request: Request, tokens_per_step: float) -> float:

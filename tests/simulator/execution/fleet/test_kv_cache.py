@@ -152,13 +152,31 @@ def test_a_cache_without_room_is_loaded_by_what_it_holds() -> None:
 
 
 def test_a_watermark_keeps_a_part_of_the_cache_free_of_newcomers() -> None:
-    """Of 100 tokens 20 are in use; a tenth stays free, so that 70 fit and 71 do not."""
+    """Of 100 tokens 20 are in use and the next needs one; a tenth stays free, so that 69 fit and 70
+    do not."""
     cache = cache_of(100)
-    for need, fits in ((70, True), (71, False)):
-        assert cache.fits(0, need, others=0, ahead=0, watermark=0.1) is fits
-    assert cache.fits(0, 80, others=0, ahead=0, watermark=0.0)
+    for need, fitting in ((69, [0, 1]), (70, [1])):
+        assert cache.fitting((0, 1), need, more=0, ahead=0, watermark=0.1) == fitting
+    assert cache.fitting((0,), 79, more=0, ahead=0, watermark=0.0) == [0]
     # An empty rank gives all it has.
-    assert cache.fits(1, 100, others=0, ahead=0, watermark=0.1)
+    assert cache.fitting((1,), 100, more=0, ahead=0, watermark=0.1) == [1]
+
+
+def test_a_newcomer_fits_where_the_next_tokens_of_all_have_room_too() -> None:
+    """By then 2 steps have made 20 tokens 22, and each of two requests needs one: 76 are left."""
+    cache = cache_of(100)
+    for need, fitting in ((76, [0]), (77, [])):
+        assert cache.fitting((0,), need, more=1, ahead=2, watermark=0.0) == fitting
+
+
+def test_a_full_batch_has_no_place_for_a_newcomer() -> None:
+    """One of at most 4 requests decodes, 3 are expected; without them there is room."""
+    cache = cache_of(100)
+    coming = [LiveRequest(Request(number, 0.0, 1, 10)) for number in range(1, 4)]
+    for live in coming:
+        assert cache.fitting((0, 1), 1, more=0, ahead=0, watermark=0.0) == [0, 1]
+        cache.expect(live, 0, 1)
+    assert cache.fitting((0, 1), 1, more=0, ahead=0, watermark=0.0) == [1]
 
 
 def test_what_a_decoded_request_frees_is_what_it_took_its_last_page_included() -> None:
