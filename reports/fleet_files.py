@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
@@ -25,7 +25,7 @@ from reports.perfetto import (
 )
 from reports.run_directory import write_run
 from simulator.analysis.fleet_records import FleetRecords, queueing_s, tpot_s, ttft_s
-from simulator.execution.fleet.log import Outcome, RowBlock
+from simulator.execution.fleet.log import Column, Outcome, RowBlock
 from simulator.scenario.files import write_resolved
 
 if TYPE_CHECKING:
@@ -34,6 +34,9 @@ if TYPE_CHECKING:
     from simulator.execution.fleet.accounts import InstanceSummary
 
 Instances = Sequence["InstanceSummary"]
+
+_PARTS = ("queue", "prefill", "wait for decode", "decode")
+"""Of the life of a request."""
 
 
 def write_fleet_run(run: Run[ObservedFleet], metrics: Mapping[str, Any], directory: Path) -> None:
@@ -152,48 +155,49 @@ def _spans(requests: RowBlock, process: int) -> Iterator[Event]:
     for number, *moments, prompt, output in zip(
         *(requests[name].tolist() for name in fields), strict=True
     ):
-        parts = ("queue", "prefill", "wait for decode", "decode")
-        both = {"cat": "request", "id": int(number), "pid": process, "tid": 0}
         whole = f"request {number:.0f}: {prompt:,.0f} + {output:,.0f} tokens"
-        yield both | {"ph": "b", "name": whole, "ts": microseconds(moments[0])}
-        known = [moment for moment in moments if moment >= 0]
-        for name, start, end in zip(parts, known, known[1:], strict=False):
-            yield both | {"ph": "b", "name": name, "ts": microseconds(start)}
-            yield both | {"ph": "e", "name": name, "ts": microseconds(end)}
-        yield both | {"ph": "e", "name": whole, "ts": microseconds(moments[-1])}
+        known = [microseconds(moment) for moment in moments if moment >= 0]
+        ends = [("b", whole, known[0])]
+        for name, start, end in zip(_PARTS, known, known[1:], strict=False):
+            ends += [("b", name, start), ("e", name, end)]
+        ends.append(("e", whole, known[-1]))
+        for kind, name, at in ends:
+            yield {"cat": "request", "id": int(number), "pid": process, "tid": 0, "ph": kind,
+                   "name": name, "ts": at}  # fmt: skip
 
 
 def _arrows(requests: RowBlock, iterations: RowBlock) -> Iterator[Event]:
     """From the pass that gives a request its first token to its first decode step."""
-    by_instance: dict[int, tuple[Any, Any]] = {}
-    numbers = iterations["instance"].astype(int)
-    for number in set(numbers.tolist()):
-        own = numbers == number
-        order = np.argsort(iterations["start_s"][own], kind="stable")
-        starts, ends = (iterations[name][own][order] for name in ("start_s", "end_s"))
-        by_instance[number] = (starts, ends)
-
-    def holding(instance: int, at_s: float, side: str) -> tuple[float, float] | None:
-        """The iteration of an instance that an instant lies in."""
-        if instance not in by_instance:
-            return None
-        starts, ends = by_instance[instance]
-        place = int(np.searchsorted(starts, at_s, side=side)) - 1  # type: ignore[call-overload]
-        if place < 0 or at_s > ends[place]:
-            return None
-        return float(starts[place]), float(ends[place])
-
-    fields = ("request", "first_token_s", "decode_start_s", "prefill_instance", "decode_instance")
-    for number, first, decode, source, target in zip(
-        *(requests[name].tolist() for name in fields), strict=True
+    requests = requests.where((requests["first_token_s"] >= 0) & (requests["decode_start_s"] >= 0))
+    sources, targets = requests["prefill_instance"], requests["decode_instance"]
+    given = _holding(iterations, sources, requests["first_token_s"], "left")
+    taken = _holding(iterations, targets, requests["decode_start_s"], "right")
+    same = (sources == targets) & (given[:, 0] == taken[:, 0])
+    drawn = ~(same | np.isnan(given[:, 0]) | np.isnan(taken[:, 0]))
+    columns = (requests["request"], sources, given[:, 0], given[:, 1], targets, taken[:, 0])
+    for number, source, start, end, target, begins in zip(
+        *(column[drawn].tolist() for column in columns), strict=True
     ):
-        if first < 0 or decode < 0:
-            continue
-        given, taken = holding(int(source), first, "left"), holding(int(target), decode, "right")
-        if given is not None and taken is not None and (source, given) != (target, taken):
-            yield from arrow(
-                int(number),
-                "KV cache of a request",
-                within(given, (1 + int(source), 0)),
-                ((1 + int(target), 0), taken[0]),
-            )
+        yield from arrow(
+            int(number),
+            "KV cache of a request",
+            within((start, end), (1 + int(source), 0)),
+            ((1 + int(target), 0), begins),
+        )
+
+
+def _holding(
+    iterations: RowBlock, instances: Column, at_s: Column, side: Literal["left", "right"]
+) -> Column:
+    """[instants, 2], start and end of the iteration of an instance that each instant lies in; NaN
+    where none does."""
+    found = np.full((len(at_s), 2), np.nan)
+    for number in set(iterations["instance"].tolist()):
+        own = iterations.where(iterations["instance"] == number)
+        spans = np.stack([own["start_s"], own["end_s"]], axis=1)
+        spans = spans[np.argsort(spans[:, 0], kind="stable")]
+        asked = np.flatnonzero(instances == number)
+        places = np.searchsorted(spans[:, 0], at_s[asked], side=side) - 1
+        inside = (places >= 0) & (at_s[asked] <= spans[places, 1])
+        found[asked[inside]] = spans[places[inside]]
+    return found

@@ -53,13 +53,16 @@ def write_columns(columns: Mapping[str, Sequence[Any] | np.ndarray], path: Path)
     import pyarrow
 
     def array(values: Sequence[Any] | np.ndarray) -> pyarrow.Array:
+        # From buffers: given a list, pyarrow imports pandas, which takes longer than all the rest.
         if len(values) and isinstance(values[0], str):
-            return pyarrow.array(list(values))
+            texts = [text.encode() for text in values]
+            ends = np.cumsum([0, *map(len, texts)], dtype=np.int32)
+            parts = (pyarrow.py_buffer(ends), pyarrow.py_buffer(b"".join(texts)))
+            return pyarrow.StringArray.from_buffers(len(texts), *parts)
         if isinstance(values, np.ndarray) and values.dtype.kind == "i":
             return pyarrow.Array.from_buffers(
                 pyarrow.int64(), len(values), [None, pyarrow.py_buffer(values.astype(np.int64))]
             )
-        # From buffers: given a list, pyarrow imports pandas, which takes longer than all the rest.
         numbers = np.array([np.nan if value is None else value for value in values], np.float64)
         known = np.packbits(~np.isnan(numbers), bitorder="little")
         buffers = [pyarrow.py_buffer(known), pyarrow.py_buffer(np.nan_to_num(numbers))]
@@ -77,4 +80,4 @@ def _write(table: pyarrow.Table, path: Path) -> None:
         unit = unit_of(field.name)
         fields.append(field.with_metadata({UNIT: unit.encode()}) if unit else field)
     schema = pyarrow.schema(fields, metadata=table.schema.metadata)
-    pyarrow.parquet.write_table(table.cast(schema), path)
+    pyarrow.parquet.write_table(pyarrow.Table.from_arrays(table.columns, schema=schema), path)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Iterator, Mapping
+from itertools import islice
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -23,12 +24,20 @@ OnTrack: TypeAlias = tuple[Track, Seconds]
 
 _MICROSECOND = unit_factor("us", "time")
 _NANO = 1e-3
+_AT_ONCE = 1000
 
 
 def write_trace(events: Iterable[Event], path: Path) -> None:
-    """Write events as a trace file."""
-    trace = {"displayTimeUnit": "ms", "traceEvents": list(events)}
-    path.write_text(json.dumps(trace, separators=(",", ":"), allow_nan=False), encoding="utf-8")
+    """Write events as a trace file; they are never held all at once."""
+    encode = json.JSONEncoder(separators=(",", ":"), allow_nan=False, check_circular=False).encode
+    left = iter(events)
+    with path.open("w", encoding="utf-8") as file:
+        file.write('{"displayTimeUnit":"ms","traceEvents":[')
+        between = ""
+        while some := list(islice(left, _AT_ONCE)):
+            file.write(between + encode(some)[1:-1])
+            between = ","
+        file.write("]}")
 
 
 def name_process(process: int, name: str) -> Iterator[Event]:

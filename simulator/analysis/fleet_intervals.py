@@ -15,7 +15,12 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from hardware_profiles.units import format_seconds
-from simulator.analysis.fleet_metrics import ObservedFleet, measure_fleet, observe_fleet
+from simulator.analysis.fleet_metrics import (
+    ObservedFleet,
+    measure_figures,
+    measure_fleet,
+    observe_fleet,
+)
 from simulator.analysis.intervals import serving_interval
 from simulator.analysis.published import metric_at
 from simulator.execution.fleet.simulation import (
@@ -124,7 +129,7 @@ def fleet_intervals(
     if requests is not None and requests < metrics["requests"]["arrived"]:
         source = simulation.job.requests.model_copy(update={"limit": requests})
         shorter = replace(simulation, job=simulation.job.model_copy(update={"requests": source}))
-        middle = measure_fleet(observe_fleet(shorter, watch_part(watch, 0, 4)))
+        middle = measure_figures(observe_fleet(shorter, watch_part(watch, 0, 4)))
     first = int(shorter is not simulation)
     runs = [
         _at_end(shorter, ends, end, watch_part(watch, first + end, first + 3)) for end in range(3)
@@ -146,7 +151,7 @@ def _at_end(
     """Figures with all iterations at one end of their interval, or of ideal ranks."""
     factors = {phase: both[end] for phase, both in ends.items()}
     times = {name: ScaledStepTimes(base, factors) for name, base in simulation.step_times.items()}
-    return measure_fleet(observe_fleet(replace(simulation, step_times=times), watch))
+    return measure_figures(observe_fleet(replace(simulation, step_times=times), watch))
 
 
 def _iteration_ends(

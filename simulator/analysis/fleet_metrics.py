@@ -134,25 +134,30 @@ def measure_fleet(fleet: ObservedFleet) -> dict[str, Any]:
 
     simulation, run, statistics = fleet.simulation, fleet.run, fleet.statistics
     scenario, job = simulation.scenario, simulation.job
-    rules = scenario.file.analysis.verdict
-    metrics = fleet_metrics(
-        job,
-        scenario.cluster,
-        run,
-        statistics,
-        step_times=simulation.step_times,
-        rules=rules,
-    )
+    metrics = measure_figures(fleet)
     published = scenario.file.published if job.requests.as_published else ()
     metrics["published"] = beside_published(published, metrics)
     metrics["step_times"] = dict(simulation.step_times_from)
     metrics["kernels"] = {
         phase: serving_kernels(model) for phase, model in simulation.models.items()
     }
-    metrics["definitions"] = definitions(job, rules)
+    metrics["definitions"] = definitions(job, scenario.file.analysis.verdict)
     metrics["time_series"] = fleet_time_series(job, run, statistics)
     metrics["distributions"] = fleet_distributions(statistics)
     return metrics
+
+
+def measure_figures(fleet: ObservedFleet) -> dict[str, Any]:
+    """The figures of a fleet alone, by their JSON names."""
+    simulation = fleet.simulation
+    return fleet_metrics(
+        simulation.job,
+        simulation.scenario.cluster,
+        fleet.run,
+        fleet.statistics,
+        step_times=simulation.step_times,
+        rules=simulation.scenario.file.analysis.verdict,
+    )
 
 
 def fleet_distributions(statistics: FleetStatistics) -> dict[str, dict[str, list[float]]]:

@@ -54,30 +54,31 @@ class LogHistogram:
         """Count ``weight`` values of 0."""
         self._weights[0] += weight
 
-    def quantile(self, probability: float) -> float | None:
-        """Return the smallest value that ``probability`` of the weight does not exceed."""
-        count = self.count
-        if not count:
-            return None
+    def quantiles(self, probabilities: ArrayLike) -> list[float]:
+        """The smallest value that each of these parts of the weight does not exceed; empty where
+        nothing was counted."""
         cumulative = np.cumsum(self._weights)
-        index = int(np.searchsorted(cumulative, probability * cumulative[-1] * (1 - 1e-12)))
-        if index == 0:
-            return 0.0
+        if not cumulative[-1]:
+            return []
+        parts = np.asarray(probabilities, np.float64) * cumulative[-1] * (1 - 1e-12)
+        width = math.log1p(_RELATIVE_WIDTH)
         # The middle of the bin, in ratio.
-        return float(_SMALLEST_S * math.exp((index - 0.5) * math.log1p(_RELATIVE_WIDTH)))
+        return [
+            _SMALLEST_S * math.exp((index - 0.5) * width) if index else 0.0
+            for index in np.searchsorted(cumulative, parts).tolist()
+        ]
 
     def summary(self) -> dict[str, float | None]:
         """Mean, percentiles and count by their JSON names; None where nothing was counted."""
-        percentiles = {f"p{p}": self.quantile(p / 100) for p in PERCENTILES}
+        found = dict(zip(PERCENTILES, self.quantiles([p / 100 for p in PERCENTILES]), strict=False))
+        percentiles = {f"p{p}": found.get(p) for p in PERCENTILES}
         return {"mean": self.mean, **percentiles, "count": round(self.count)}
 
     def cumulative(self, points: int) -> tuple[Floats, Floats]:
         """Return values and the share of the weight up to each: at most ``points`` of them."""
-        count = self.count
-        if not count:
-            return np.zeros(0), np.zeros(0)
         shares = np.unique(np.linspace(0.0, 1.0, points))
-        return np.array([self.quantile(share) or 0.0 for share in shares]), shares
+        values = np.array(self.quantiles(shares), np.float64)
+        return values, shares[: len(values)]
 
 
 class TimeBins:
