@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import heapq
 import math
-from collections.abc import Sequence
 
 from simulator.execution.fleet.live_request import LiveRequest
 
@@ -18,10 +17,10 @@ class DecodeBatch:
     """Continuous batch over the data-parallel ranks of one instance."""
 
     __slots__ = (
-        "_base",
         "_leave_steps",
         "_leaving",
         "_total_base",
+        "base",
         "residents",
         "size",
         "slack",
@@ -43,27 +42,28 @@ class DecodeBatch:
         self.total = 0
         self.residents: list[dict[LiveRequest, None]] = [{} for _ in range(ranks)]
         """[rank], its requests, first joined first."""
-        self._base: list[float] = [0] * ranks
+        self.base: list[float] = [0] * ranks
+        """[rank], KV tokens of its requests at step 0, had they all been there: the part of its KV
+        cache that steps leave as it is."""
         self._total_base: float = 0
         self._leaving: dict[int, list[LiveRequest]] = {}
         self._leave_steps: list[int] = []
 
     def kv_tokens(self, rank: int, steps_ahead: int = 0) -> float:
         """KV cache of a rank's requests after ``steps_ahead`` more steps."""
-        return self._base[rank] + self.tokens_per_step * (self.step + steps_ahead) * self.size[rank]
+        return self.base[rank] + self.tokens_per_step * (self.step + steps_ahead) * self.size[rank]
 
-    def held_tokens(self, ranks: Sequence[int], steps_ahead: int = 0) -> list[float]:
-        """The same of several ranks, with the rest of every request's last page."""
-        each, slack = self.tokens_per_step * (self.step + steps_ahead), self.slack
-        base, size = self._base, self.size
-        return [base[rank] + each * size[rank] + slack * size[rank] for rank in ranks]
+    def held_tokens(self, rank: int) -> float:
+        """The same with the rest of every request's last page."""
+        size = self.size[rank]
+        return self.base[rank] + self.tokens_per_step * self.step * size + self.slack * size
 
     def heaviest_rank(self, per_request: float, per_kv_token: float) -> int:
         """The rank with most work, given what one request and one token of KV cache cost."""
         all_steps = self.tokens_per_step * self.step
         work = [
             per_request * size + per_kv_token * (base + all_steps * size) if size else -math.inf
-            for size, base in zip(self.size, self._base, strict=True)
+            for size, base in zip(self.size, self.base, strict=True)
         ]
         return work.index(max(work))
 
@@ -77,7 +77,7 @@ class DecodeBatch:
         return min(
             [
                 (capacity - taken - base - each * size) / (per_step * size)
-                for size, base, taken in zip(self.size, self._base, held, strict=True)
+                for size, base, taken in zip(self.size, self.base, held, strict=True)
                 if size
             ],
             default=math.inf,
@@ -104,7 +104,7 @@ class DecodeBatch:
         self.total += 1
         self.residents[rank][live] = None
         base = live.kv_tokens - self.tokens_per_step * self.step
-        self._base[rank] += base
+        self.base[rank] += base
         self._total_base += base
         leaving = self._leaving.get(live.leave_step)
         if leaving is None:
@@ -155,10 +155,10 @@ class DecodeBatch:
         self.total -= 1
         del self.residents[rank][live]
         base = live.kv_tokens - self.tokens_per_step * live.join_step
-        self._base[rank] -= base
+        self.base[rank] -= base
         self._total_base -= base
         # Rounding of fractional tokens per step must not add up over a long run.
         if not self.size[rank]:
-            self._base[rank] = 0
+            self.base[rank] = 0
         if not self.total:
             self._total_base = 0

@@ -76,7 +76,7 @@ class KvCache:
         self.take(live, rank, tokens)
         self.expected[rank] += 1
         if loads is not None:
-            (loads[rank],) = self._loads_of((rank,))
+            loads[rank] = self._load(rank)
             self._loads = loads
 
     def arrive(self, live: LiveRequest) -> int:
@@ -145,16 +145,25 @@ class KvCache:
             ahead: decode steps that the batch will have done by then.
             watermark: part of the cache that stays free, unless the rank is empty.
         """
-        need += self._batch.slack
-        whole = self.capacity
+        # Asked for every request, and of every rank where none has room, so in one piece.
+        batch, held, expected = self._batch, self.held, self.expected
+        sizes, base, slack = batch.size, batch.base, batch.slack
+        counted = not self._reserve_full
+        per_token = batch.tokens_per_step if counted else 0
+        each = per_token * (batch.step + ahead)
+        need += slack
+        whole, most = self.capacity, self._max_batch
         rest = whole * (1 - watermark)
-        per_token = 0 if self._reserve_full else self._batch.tokens_per_step
         found = []
-        for rank, grown in zip(ranks, self._in_batch(ranks, ahead), strict=True):
-            decoding = self._batch.size[rank] + self.expected[rank]
-            used = self.held[rank] + grown
-            room = need + per_token * (decoding + more)
-            if decoding < self._max_batch and used + room <= (rest if used > 0 else whole):
+        for rank in ranks:
+            size = sizes[rank]
+            decoding = size + expected[rank]
+            if decoding >= most:
+                continue
+            used = held[rank]
+            if counted:
+                used += base[rank] + each * size + slack * size
+            if used + (need + per_token * (decoding + more)) <= (rest if used > 0 else whole):
                 found.append(rank)
         return found
 
@@ -167,8 +176,7 @@ class KvCache:
     def steps_of_room_on(self, rank: int) -> int:
         """Decode steps that the free KV cache of a rank with requests allows."""
         batch = self._batch
-        (grown,) = batch.held_tokens((rank,))
-        free = self.capacity - self.held[rank] - grown
+        free = self.capacity - self.held[rank] - batch.held_tokens(rank)
         return math.floor(free / (batch.tokens_per_step * batch.size[rank]))
 
     # Load, for balancing
@@ -177,26 +185,18 @@ class KvCache:
         """[rank], KV use plus requests, each over its limit; as at the start of the iteration, but
         for the requests that were expected since."""
         if self._loads is None:
-            self._loads = self._loads_of(range(len(self.held)))
+            self._loads = [self._load(rank) for rank in range(len(self.held))]
         return self._loads
 
     def forget_loads(self) -> None:
         """The batch has changed."""
         self._loads = None
 
-    def _loads_of(self, ranks: Sequence[int]) -> list[float]:
-        capacity, sizes = max(self.capacity, 1), self._batch.size
-        return [
-            (self.held[rank] + grown) / capacity
-            + (sizes[rank] + self.expected[rank]) / self._max_batch
-            for rank, grown in zip(ranks, self._in_batch(ranks), strict=True)
-        ]
-
-    def _in_batch(self, ranks: Sequence[int], steps_ahead: int = 0) -> list[float]:
-        """KV tokens that the batch counts on some ranks, after ``steps_ahead`` more steps."""
-        if self._reserve_full:
-            return [0] * len(ranks)
-        return self._batch.held_tokens(ranks, steps_ahead)
+    def _load(self, rank: int) -> float:
+        batch = self._batch
+        used = self.held[rank] + (0 if self._reserve_full else batch.held_tokens(rank))
+        count = batch.size[rank] + self.expected[rank]
+        return used / max(self.capacity, 1) + count / self._max_batch
 
 
 def longest_kv_tokens(request: Request, tokens_per_step: float) -> float:

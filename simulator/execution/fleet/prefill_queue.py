@@ -135,9 +135,10 @@ class PrefillQueue:
                 if not self._room(live, load):
                     break
                 compute(live, load)
+        work = [load.work_s for load in loads]
         while self._waiting:
             live = self._waiting[0][1]
-            rank = self._place(live, loads, admit)
+            rank = self._place(live, loads, work, admit)
             if rank is None:
                 break
             heapq.heappop(self._waiting)
@@ -146,6 +147,7 @@ class PrefillQueue:
             self._partial[rank][live] = None
             self._partials += 1
             compute(live, loads[rank])
+            work[rank] = loads[rank].work_s
         for live in completed:
             del self._partial[live.rank][live]
         self._partials -= len(completed)
@@ -153,8 +155,8 @@ class PrefillQueue:
         if not busy:
             return None
         # Mostly all ranks compute the same.
-        work = {(load.tokens, load.attended / load.tokens) for load in busy}
-        duration = max([self._step_times.prefill_pass_s(*of_rank) for of_rank in work])
+        different = {(load.tokens, load.attended / load.tokens) for load in busy}
+        duration = max([self._step_times.prefill_pass_s(*of_rank) for of_rank in different])
         tokens = sum(load.tokens for load in busy)
         even = duration
         if len(loads) > 1:
@@ -166,16 +168,20 @@ class PrefillQueue:
         self,
         live: LiveRequest,
         loads: list[_RankLoad],
+        work: list[float],
         admit: Callable[[LiveRequest, int], bool],
     ) -> int | None:
-        """The rank of least work that can take a request, which is admitted there, or None."""
+        """The rank of least work that can take a request, which is admitted there, or None.
+
+        Args:
+            work: [rank], that of its load.
+        """
 
         def takes(rank: int) -> bool:
             load = loads[rank]
             return bool(load.slots and self._room(live, load)) and admit(live, rank)
 
         # Of equally loaded ranks the first. Mostly it has room, and the others need no order.
-        work = [load.work_s for load in loads]
         least = work.index(min(work))
         if takes(least):
             return least
