@@ -24,7 +24,7 @@ deviation of the repeats over their mean, empty where unknown; ``conditions`` is
 import csv
 import io
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -58,6 +58,7 @@ TRANSFER_SIZES = ("bytes", "ranks")
 """Their sizes: the larger of a rank's send and receive buffers, as nccl-tests have it, and GPUs."""
 
 COLUMNS = ("kind", "sizes", "dtype", "sms", "seconds", "spread", "source", "conditions")
+_TIMES = COLUMNS.index("seconds")
 NUMBERS = frozenset({"burst_clock_hz", "clock_hz", "kernels", "nodes", "repeats"})
 """Conditions that are positive numbers."""
 
@@ -131,6 +132,50 @@ def _rows(file: str, text: str) -> tuple[Measurement, ...]:
     if tuple(header) != COLUMNS:
         raise ValueError(f"{file}: columns are {header}, allowed: {list(COLUMNS)}")
     return tuple(_row(file, reader.line_num, row) for row in reader)
+
+
+def load_cards(path: Path) -> tuple[tuple[Measurement, ...], ...]:
+    """Of each of several GPUs of one type the same rows, in the same order.
+
+    The file has the columns of a table, but `seconds` and `spread` once for each GPU: seconds_1,
+    spread_1, seconds_2 and so on. Raises ValueError naming file, line and column of the first bad
+    value.
+    """
+    reader = csv.reader(io.StringIO(read_text(path, where=str(path)), newline=""))
+    header = next(reader, [])
+    cards = (len(header) - len(COLUMNS)) // 2 + 1
+    if header != _columns_of(max(cards, 1)):
+        raise ValueError(f"{path.name}: columns are {header}, allowed: {_columns_of(2)} and so on")
+    end = _TIMES + 2 * cards
+    rows = [
+        [
+            _row(
+                path.name,
+                reader.line_num,
+                [*cells[:_TIMES], *cells[at : at + 2], *cells[end:]],
+            )
+            for at in range(_TIMES, end, 2)
+        ]
+        for cells in reader
+    ]
+    return tuple(zip(*rows, strict=True))
+
+
+def write_cards(path: Path, tables: Sequence[Sequence[Measurement]]) -> None:
+    """Write the rows that all of several GPUs' tables have, each with the first one's source."""
+    cells = [{(*row[:_TIMES], row[-1]): row for row in map(_cells, rows)} for rows in tables]
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(_columns_of(len(tables)))
+    for key in sorted(set.intersection(*(set(of) for of in cells))):
+        times = [cell for of in cells for cell in of[key][_TIMES : _TIMES + 2]]
+        writer.writerow([*key[:_TIMES], *times, *cells[0][key][-2:]])
+    write_whole(path, text.getvalue())
+
+
+def _columns_of(cards: int) -> list[str]:
+    times = [f"{name}_{card}" for card in range(1, cards + 1) for name in ("seconds", "spread")]
+    return [*COLUMNS[:_TIMES], *times, *COLUMNS[_TIMES + 2 :]]
 
 
 def write_measurements(path: Path, rows: Iterable[Measurement]) -> None:

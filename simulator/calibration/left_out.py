@@ -16,9 +16,10 @@ A second table counts coverage, width and score of intervals (coverage.py) by ho
 one row of each left-out group, so that the trials are not of one error: interpolated, between rows
 of its shape; extrapolated, in another shape, with a size or a load that no row has. Families with
 fewer than 40 groups are pooled. A measured row is judged by the same row timed again on another GPU
-of the type (--again), one for each shape or kernel; what the two GPUs have in common is drawn once
-for a run, so that the median difference of a pair of tables is taken out first. Operators of whole
-steps stand apart: between their leases some kernels were rewritten.
+of the type, of the cards that are kept in measurements/cards or of the tables of --cards, one for
+each shape or kernel; what the two GPUs have in common is drawn once for a run, so that the median
+difference of a pair of tables is taken out first. Operators of whole steps stand apart: between
+their leases some kernels were rewritten.
 
 Last, the times of one GPU by the rows of another (gpu_ratio.py), signed.
 """
@@ -36,8 +37,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hardware_profiles.calibration_parts import HeldOutError
+from hardware_profiles.fields import ROOT
 from hardware_profiles.schema import CalibrationProfile, load_calibration, load_cluster, load_gpu
-from hardware_profiles.tables import TRANSFER_KINDS, Measurement, load_measurements
+from hardware_profiles.tables import TRANSFER_KINDS, Measurement, load_cards, load_measurements
 from reference_model.trace import ALL_TO_ALL_KINDS
 from simulator.calibration.coverage import Trials, coverage_table
 from simulator.calibration.family_fit import (
@@ -53,8 +55,7 @@ from simulator.calibration.family_fit import (
 from simulator.calibration.sources import read_sources
 from simulator.calibration.timed_again import (
     CUTS,
-    Pair,
-    judged_by_others,
+    judged_by_other_cards,
     measured_trials,
     whole_step_operators,
 )
@@ -288,8 +289,8 @@ def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m simulator.calibration.left_out")
     parser.add_argument("folders", nargs="*", metavar="GPU=FOLDER")
     parser.add_argument(
-        "--again", nargs="*", default=[], metavar="KNOWN.csv=TABLE.csv",
-        help="tables of `reference_model measure` on two GPUs of a type, the second judged",
+        "--cards", nargs="*", default=[], metavar="TABLE.csv", type=Path,
+        help="tables of `reference_model measure` on several GPUs of a type; default: those kept",
     )  # fmt: skip
     options = parser.parse_args(arguments)
     known: dict[str, Sequence[Measurement]] = {}
@@ -307,11 +308,11 @@ def main(arguments: list[str] | None = None) -> None:
         for judged in left_out_errors(gpu, rows, load_calibration(gpu)):
             print(judged.line(), flush=True)
             trials.append((judged.family, judged.trials(rng)))
-    again = []
-    for text in options.again:
-        first, _, second = text.partition("=")
-        again.append((load_measurements(Path(first)), load_measurements(Path(second))))
-    _print_coverage(trials, again)
+    kept = sorted((ROOT / "measurements" / "cards").glob("*.csv"))
+    cards = [load_measurements(path) for path in options.cards]
+    for tables in [cards] if cards else [load_cards(path) for path in kept]:
+        trials += judged_by_other_cards(tables)
+    _print_coverage(trials)
     if not known:
         return
     for name in ("h200_sxm_reference", "h100_sxm_reference", "h800_sxm"):
@@ -324,13 +325,9 @@ def main(arguments: list[str] | None = None) -> None:
                 print(line, flush=True)
 
 
-def _print_coverage(trials: Sequence[tuple[str, Trials]], again: Sequence[Pair]) -> None:
+def _print_coverage(trials: Sequence[tuple[str, Trials]]) -> None:
     """Coverage of left-out rows, of rows timed again, and of operators of whole steps."""
-    parts = {"": [*trials, *measured_trials(again)]}
-    if len(again) > 1:
-        parts["Measured, each pair of tables by what the others say of rows timed again"] = [
-            *judged_by_others(again)
-        ]
+    parts = {"": trials}
     for leases, pairs in whole_step_operators().items():
         of_steps = f"Operators of whole steps, by those of the lease before: lease {leases}"
         parts[of_steps] = [*measured_trials(pairs)]

@@ -2,7 +2,7 @@
 
 What the two GPUs have in common is drawn once for a run, so that the median difference of a pair of
 tables is taken out. `repeats_of` finds what is left by the rule of docs/priors.md (repeat);
-`judged_by_others` judges each pair by what the other pairs alone say.
+`judged_by_other_cards` judges the rows of two cards by what all others say.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
+from itertools import combinations, pairwise
 from typing import Any
 
 import numpy as np
@@ -52,9 +52,10 @@ class Again:
         least = (errors.repeat_seconds.value / self.row.seconds) ** 2
         return float(max(both / 2 - least, 0.0) ** 0.5)
 
-    def half(self, errors: CommonErrors) -> float:
-        """Half of the 80% interval of `apart`: both of the two times are of one run."""
-        again = float(errors.repeat(self.row.kind, self.row.seconds))
+    def half(self, share: float, errors: CommonErrors) -> float:
+        """Half of the 80% interval of `apart`: both of the two times are of one run, and each is
+        off by a share of it and by the least scatter of any."""
+        again = np.hypot(share, errors.repeat_seconds.value / self.row.seconds)
         return NORMAL_80 * float(np.hypot(self.repeats, 2**0.5 * again))
 
 
@@ -101,7 +102,7 @@ def measured_trials(
             one = members[rng.integers(len(members))]
             families[f"{one.row.kind} {one.row.dtype} -> {one.row.out_dtype}"].append(one)
         for family, found in families.items():
-            half = np.array([one.half(errors) for one in found])
+            half = np.array([one.half(errors.repeat_share(one.row.kind), errors) for one in found])
             apart = np.array([one.apart for one in found])
             yield family, Trials(apart, half, np.full(len(found), MEASURED, dtype=np.intp))
 
@@ -112,18 +113,20 @@ def repeats_of(again: Iterable[Pair]) -> CommonErrors:
     The share of a kind is what holds 80% of one more group of it. A kind of too few groups is one
     more kind of its class.
     """
+    return _repeats([one for pair in again for one in _timed_again(pair)])
+
+
+def _repeats(rows: Sequence[Again]) -> CommonErrors:
     errors = common_errors()
-    rows = [one for pair in again for one in _timed_again(pair)]
     kinds = np.array([one.row.kind for one in rows])
     tensor = np.array([is_tensor(kind) for kind in kinds])
-    numbers: dict[tuple[object, ...], int] = {}
-    groups = np.array([numbers.setdefault(one.group, len(numbers)) for one in rows])
+    groups = _numbered(rows)
     shares = np.array([one.share(errors) for one in rows])
 
     def held(of: NDArray[np.bool_], units: NDArray[Any], before: Estimate) -> Estimate | None:
-        if len(np.unique(units[of])) < ENOUGH_GROUPS:
+        value = _one_more_share(shares[of], units[of])
+        if value is None:
             return None
-        value = one_more_within(shares[of], units[of], STATED)
         return before.model_copy(update={"value": value, "low": value / 2, "high": 2 * value})
 
     of_kinds = {
@@ -139,11 +142,55 @@ def repeats_of(again: Iterable[Pair]) -> CommonErrors:
     )
 
 
-def judged_by_others(again: Sequence[Pair]) -> Iterator[tuple[str, Trials]]:
-    """`measured_trials` of each pair by what the other pairs alone say of rows timed again."""
-    for number, pair in enumerate(again):
-        others = [other for place, other in enumerate(again) if place != number]
-        yield from measured_trials([pair], repeats_of(others))
+def _one_more_share(shares: NDArray[np.float64], units: NDArray[Any]) -> float | None:
+    """What holds the stated share of one more unit; None where units are too few to say."""
+    if len(np.unique(units)) < ENOUGH_GROUPS:
+        return None
+    return one_more_within(shares, units, STATED)
+
+
+def _numbered(rows: Iterable[Again]) -> NDArray[np.intp]:
+    """The group of each row as a number."""
+    numbers: dict[tuple[object, ...], int] = {}
+    return np.array([numbers.setdefault(one.group, len(numbers)) for one in rows], dtype=np.intp)
+
+
+def judged_by_other_cards(cards: Sequence[Sequence[Measurement]]) -> Iterator[tuple[str, Trials]]:
+    """One row of each group of each two cards, by what pairs of all other cards say without it.
+
+    Neither the judged cards nor the judged group have a part in a width. A group counts once for
+    all pairs. Yields nothing of fewer than four cards.
+
+    Args:
+        cards: tables of several GPUs of one type.
+    """
+    rng = np.random.default_rng(3)
+    pairs = {
+        (a, b): _timed_again((cards[a], cards[b])) for a, b in combinations(range(len(cards)), 2)
+    }
+    for pair, judged in pairs.items():
+        others = [one for of, rows in pairs.items() if not {*pair} & {*of} for one in rows]
+        if not others:
+            continue
+        classes = _repeats(others)
+        groups = _numbered([*judged, *others])
+        kinds = np.array([one.row.kind for one in others])
+        shares = np.array([one.share(classes) for one in others])
+        members: dict[int, list[Again]] = defaultdict(list)
+        for group, one in zip(groups.tolist(), judged, strict=False):
+            members[group].append(one)
+        found: dict[str, list[tuple[float, float]]] = defaultdict(list)
+        for group, rows in members.items():
+            row = (one := rows[rng.integers(len(rows))]).row
+            rest = (kinds == row.kind) & (groups[len(judged) :] != group)
+            share = _one_more_share(shares[rest], groups[len(judged) :][rest])
+            share = classes.of_class(row.kind).value if share is None else share
+            family = f"{row.kind} {row.dtype} -> {row.out_dtype}"
+            found[family].append((one.apart, one.half(share, classes)))
+        for family, judgements in found.items():
+            apart, half = np.array(judgements).T
+            known = np.full(len(apart), MEASURED, dtype=np.intp)
+            yield family, Trials(apart, half, known, splits=len(pairs))
 
 
 def _group(row: Measurement) -> tuple[object, ...]:

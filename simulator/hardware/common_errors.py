@@ -57,10 +57,13 @@ class CommonErrors(Profile):
         """The deviation of a kernel timed again whose kind has none of its own."""
         return self.repeat_compute if is_tensor(kind) else self.repeat_memory
 
+    def repeat_share(self, kind: str) -> float:
+        """The part of `repeat` that goes with a row's time."""
+        return self.repeat_of.get(kind, self.of_class(kind)).value
+
     def repeat(self, kind: str, seconds: Array | float) -> Array:
         """Relative standard deviation of rows' times, by their kernel's kind, else by its class."""
-        share = self.repeat_of.get(kind, self.of_class(kind)).value
-        total: Array = np.hypot(share, self.repeat_seconds.value / seconds)
+        total: Array = np.hypot(self.repeat_share(kind), self.repeat_seconds.value / seconds)
         return total
 
 

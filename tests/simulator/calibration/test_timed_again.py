@@ -1,12 +1,19 @@
 """Measured rows beside the same work timed again."""
 
 from dataclasses import replace
+from itertools import combinations
 
 import numpy as np
 import pytest
 from made_up_rows import made_up
 
-from simulator.calibration.timed_again import judged_by_others, measured_trials, repeats_of
+from hardware_profiles.tables import load_cards
+from simulator.calibration.shipping.reference_tables import CARDS
+from simulator.calibration.timed_again import (
+    judged_by_other_cards,
+    measured_trials,
+    repeats_of,
+)
 from simulator.hardware.common_errors import common_errors
 from simulator.hardware.prediction import MEASURED, NORMAL_80
 
@@ -14,7 +21,7 @@ from simulator.hardware.prediction import MEASURED, NORMAL_80
 def test_a_row_timed_again_elsewhere_is_judged_by_its_repeats_and_the_time_of_measurement():
     """Three shapes of one row each, repeated within 1%. Timed again they take 1, 2 and 6% longer,
     of which the median, 2%, is the other GPU's. Of both times off, the half-width is
-    1.2816 sqrt(1%^2 + 2 x 1.93%^2) = 3.73%: the third lies outside."""
+    1.2816 sqrt(1%^2 + 2 x 1.84%^2) = 3.57%: the third lies outside."""
     first = [replace(made_up()[place], spread=0.01, seconds=0.004) for place in (0, 7, 14)]
     assert len({dict(row.sizes)["n"] * dict(row.sizes)["k"] for row in first}) == 3
     again = [
@@ -28,7 +35,7 @@ def test_a_row_timed_again_elsewhere_is_judged_by_its_repeats_and_the_time_of_me
     ratios = [np.log(more / 1.02) for more in (1.01, 1.02, 1.06)]
     assert sorted(found.errors) == pytest.approx(ratios)
     # 40 ns are nothing of 4 ms.
-    assert found.half == pytest.approx(NORMAL_80 * (0.01**2 + 2 * 0.0193**2) ** 0.5, rel=1e-6)
+    assert found.half == pytest.approx(NORMAL_80 * (0.01**2 + 2 * 0.0184**2) ** 0.5, rel=1e-6)
     assert found.known.tolist() == [MEASURED] * 3
 
 
@@ -84,12 +91,40 @@ def test_a_kind_of_too_few_shapes_is_one_more_kind_of_its_class():
     assert found.of_class("gemm") == common_errors().repeat_compute
 
 
-def test_a_pair_of_tables_is_judged_by_what_the_other_says():
-    """The first's five shapes say 2.8%. The second's are 0, 1 and 4% apart, of which 3.2 votes are
-    asked for, all three. Each is the half-width of the other."""
-    calm, wild = timed_twice(*APART), timed_twice(-0.01, 0.0, 0.04)
+def test_two_cards_are_judged_by_the_pairs_of_all_others_without_the_judged_shape():
+    """Of cards 1 and 2 five shapes are 2, 1, 0, 1 and 3% apart (the median taken out), of 3 and 4
+    twice as much. The first pair judges the second: without the shape that is 3% apart the other
+    four are 0, 1, 1 and 2%, of which 4 of 4 votes are asked for; without one of 1% three votes of
+    0, 2 and 3%; and the second judges the first by twice that."""
+    calm, wild = timed_twice(*APART), timed_twice(*(2 * far for far in APART))
 
-    (_, of_calm), (_, of_wild) = judged_by_others([calm, wild])
+    judged = [trials for _, trials in judged_by_other_cards([*calm, *wild])]
 
-    assert of_wild.half == pytest.approx([0.028] * 3, rel=1e-5)
-    assert of_calm.half == pytest.approx([0.04] * 5, rel=1e-5)
+    found = {
+        (round(float(error), 9), round(float(half), 5))
+        for trials in judged
+        for error, half in zip(trials.errors, trials.half, strict=True)
+    }
+    assert (0.06, 0.02) in found
+    assert (0.03, 0.04) in found
+    assert {trials.splits for trials in judged} == {6}
+
+
+def test_three_cards_judge_nothing():
+    first, again = timed_twice(*APART)
+
+    assert [*judged_by_other_cards([first, again, first])] == []
+
+
+def test_the_shipped_widths_are_those_of_the_cards_that_are_kept():
+    """To 0.01% of a row's time, as they are written."""
+    cards = load_cards(CARDS / "h200_sxm_reference.csv")
+
+    found, shipped = repeats_of(combinations(cards, 2)), common_errors()
+
+    assert len(cards) == 8
+    assert {kind: round(own.value, 4) for kind, own in found.repeat_of.items()} == {
+        kind: own.value for kind, own in shipped.repeat_of.items()
+    }
+    assert round(found.repeat_compute.value, 4) == shipped.repeat_compute.value
+    assert round(found.repeat_memory.value, 4) == shipped.repeat_memory.value
