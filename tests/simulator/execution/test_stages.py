@@ -77,7 +77,7 @@ def test_the_shipped_job_would_choose_the_stages_that_it_spells_out():
 
 def test_eight_stages_hold_about_eight_layers_each():
     run, stages = chosen("training.schedule=1f1b", "training.pp=8", "cluster.nodes=128")
-    assert stages == ("embedding + 3 dense + 5 moe", "6 x (8 moe)", "5 moe + head + mtp")
+    assert stages == ("embedding + 3 dense + 6 moe", "6 x (8 moe)", "4 moe + head + mtp")
     assert uneven_ranks(rank_times(run.step), chosen=True) == []
 
 
