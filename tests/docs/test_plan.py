@@ -32,13 +32,13 @@ def test_the_service_of_the_page_takes_the_nodes_and_costs_that_it_shows(tmp_pat
     done = dsv3sim(*ASKED, "--json", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     (found,) = json.loads(done.stdout)["plans"]
-    assert found["nodes"] == 15.0
-    assert found["usd_per_hour"] == pytest.approx(15 * 8 * 2.0)
-    # 9 and 6 nodes of 16 USD/h for 1,475 M tokens in and 368.7 M out per hour.
-    assert found["usd_per_million_tokens_in"] == pytest.approx(0.0976, abs=5e-5)
+    assert found["nodes"] == 14.0
+    assert found["usd_per_hour"] == pytest.approx(14 * 8 * 2.0)
+    # 8 and 6 nodes of 16 USD/h for 1,475 M tokens in and 368.7 M out per hour.
+    assert found["usd_per_million_tokens_in"] == pytest.approx(0.0868, abs=5e-5)
     assert found["usd_per_million_tokens_out"] == pytest.approx(0.2604, abs=5e-5)
     shown = [row["fleet"] for row in found["simulated"] if as_on_the_page(row) in page]
-    assert shown[0] == "prefill 9 x EP8, passes of 4K; decode 6 x EP8, MTP"
+    assert shown[0] == "prefill 8 x EP8, 8 redundant, passes of 4K; decode 6 x EP8, MTP"
     assert len(shown) == 6
     of_limits = [f"| {row['nodes']:.0f} | {row['fleet']} |" in page for row in found["sensitivity"]]
     assert of_limits == [True] * 5
