@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Literal, Self
+from typing import Literal, Self, get_args
 
 import numpy as np
 from numpy.typing import NDArray
@@ -30,7 +30,7 @@ from hardware_profiles.fields import (
     to_profile,
 )
 from hardware_profiles.suggestions import meant_or_known
-from hardware_profiles.units import Bytes, BytesPerSecond, Seconds
+from hardware_profiles.units import Bytes, BytesPerSecond, Seconds, format_seconds
 
 FOLDER = ROOT / "low_latency"
 
@@ -42,6 +42,7 @@ META_BYTES = 16
 BF16_BYTES = 2
 
 
+MoeOperation = Literal["dispatch", "combine"]
 End = Literal["value", "low", "high"]
 """Which figure of an estimate."""
 
@@ -111,6 +112,15 @@ class LowLatencyProfile(Profile):
                 f"rows: ranks {smallest}; allowed with link {self.link}: more than "
                 f"{self.domain or 1}, as no copy crosses a NIC otherwise"
             )
+        for row in self.rows:
+            for operation in get_args(MoeOperation):
+                longest = self.intercept(operation, row.ranks, "high")
+                if longest >= getattr(row, operation):
+                    raise ValueError(
+                        f"rows: {operation} among {row.ranks} ranks takes "
+                        f"{format_seconds(getattr(row, operation))}; allowed: more than the "
+                        f"highest intercept, {format_seconds(longest)}"
+                    )
         return self
 
     def crossing(self, ranks: int, domain: int | None) -> float:
@@ -152,9 +162,6 @@ class LowLatencyProfile(Profile):
     def is_measured(self, ranks: int) -> bool:
         """Whether the group size was measured itself."""
         return any(row.ranks == ranks for row in self.rows)
-
-
-MoeOperation = Literal["dispatch", "combine"]
 
 
 def _at_ranks(ranks: int, sizes: Sequence[int], values: Sequence[float]) -> float:

@@ -59,8 +59,10 @@ TRANSFER_SIZES = ("bytes", "ranks")
 
 COLUMNS = ("kind", "sizes", "dtype", "sms", "seconds", "spread", "source", "conditions")
 _TIMES = COLUMNS.index("seconds")
-NUMBERS = frozenset({"burst_clock_hz", "clock_hz", "kernels", "nodes", "repeats"})
+NUMBERS = frozenset({"burst_clock_hz", "clock_hz", "experts", "kernels", "nodes", "repeats"})
 """Conditions that are positive numbers."""
+WHOLE = frozenset({"experts", "nodes"})
+"""Those of them that are whole."""
 
 Pairs = tuple[tuple[str, str], ...]
 
@@ -258,8 +260,9 @@ def _row(file: str, line: int, cells: list[str]) -> Measurement:
         for name in NUMBERS & stated.keys():
             if not 0 < float(stated[name]) < math.inf:
                 raise ValueError(f"{name}={stated[name]} is not a positive number")
-        if not stated.get("nodes", "1").isdecimal():
-            raise ValueError(f"nodes={stated['nodes']} is not a whole number")
+        for name in WHOLE & stated.keys():
+            if not stated[name].isdecimal():
+                raise ValueError(f"{name}={stated[name]} is not a whole number")
     except ValueError as error:
         raise ValueError(f"{file}: line {line}: {column}: {error}") from None
     return Measurement(

@@ -2,7 +2,8 @@
 
 Their time grows with copies from an intercept (hardware_profiles/low_latency_kernels.py). One row,
 of the tokens nearest to those that DeepEP's buffers hold, says what the links achieve; the
-intercept is that of least relative error over the rows of fewer tokens. How a kernel's time is
+intercept is that of least relative error over the rows of fewer tokens, and leaves copies to other
+GPUs at least their time at line rate. How a kernel's time is
 shared between its sending and its receiving half no such row says, and the receiving half is that
 of the shipped profile.
 
@@ -20,7 +21,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hardware_profiles.fields import Raw
-from hardware_profiles.low_latency_kernels import LowLatencyProfile, MoeOperation, load_low_latency
+from hardware_profiles.low_latency_kernels import (
+    LowLatencyProfile,
+    MoeOperation,
+    fp8_row_bytes,
+    load_low_latency,
+    message_bytes,
+)
 from hardware_profiles.schema import GpuProfile, known_clusters, load_cluster
 from hardware_profiles.tables import Measurement
 from hardware_profiles.units import Seconds, parse_quantity
@@ -51,15 +58,18 @@ class FittedLowLatency:
     seconds: Mapping[MoeOperation, Seconds]
     """Of so many tokens, as measured."""
     intercepts: Mapping[MoeOperation, Seconds]
+    longest: Mapping[MoeOperation, Seconds]
+    """That an intercept can be, on links at line rate."""
     left_out: Mapping[MoeOperation, Array]
     """[numbers of tokens] errors of rows that had no part in the intercept."""
     source: str
 
 
 def is_low_latency(row: Measurement) -> bool:
-    """Whether a row is of low-latency kernels within one node, alone."""
+    """Whether a row is of low-latency kernels within one node, alone, that copied anything."""
     alone = row.condition("layout") == "low_latency" and row.condition("beside") != "compute"
-    return row.kind in _OPERATIONS and alone and row.condition("nodes") == "1"
+    copied = all(size > 0 for _, size in row.sizes)
+    return row.kind in _OPERATIONS and alone and row.condition("nodes") == "1" and copied
 
 
 def fit_low_latency(rows: Iterable[Measurement], *, gpu: GpuProfile) -> FittedLowLatency | None:
@@ -91,6 +101,10 @@ def fit_low_latency(rows: Iterable[Measurement], *, gpu: GpuProfile) -> FittedLo
         for kind in _OPERATIONS
     }
     top_k, experts, hidden = nearest
+    most = {
+        kind: _longest_intercept(kind, of[-1], gpu, copies=tokens[-1] * top_k, hidden=hidden)
+        for kind, of in times.items()
+    }
     return FittedLowLatency(
         gpu=gpu,
         tokens=counts[nearest][-1],
@@ -98,8 +112,9 @@ def fit_low_latency(rows: Iterable[Measurement], *, gpu: GpuProfile) -> FittedLo
         top_k=top_k,
         experts=experts,
         seconds={kind: float(of[-1]) for kind, of in times.items()},
-        intercepts={kind: _intercept(tokens, of) for kind, of in times.items()},
-        left_out={kind: _left_out(tokens, of) for kind, of in times.items()},
+        intercepts={kind: _intercept(tokens, of, most[kind]) for kind, of in times.items()},
+        longest=most,
+        left_out={kind: _left_out(tokens, of, most[kind]) for kind, of in times.items()},
         source=table[_OPERATIONS[0]][counts[nearest][-1]][0].source,
     )
 
@@ -114,25 +129,37 @@ def _up_to_buffers(tokens: Collection[int]) -> list[int]:
     return sorted(count for count in tokens if count <= last)
 
 
-def _intercept(tokens: Array, seconds: Array) -> Seconds:
-    """Time of no tokens on the line through the last row that is nearest to the others.
+def _longest_intercept(
+    operation: MoeOperation, seconds: Seconds, gpu: GpuProfile, *, copies: float, hidden: int
+) -> Seconds:
+    """What a time leaves once copies to other GPUs have crossed the link at line rate; none where
+    it was shorter than that."""
+    message = message_bytes(hidden, dispatched=fp8_row_bytes(hidden))[operation]
+    ranks = _host_gpus(gpu.name)
+    others = copies * (ranks - 1) / ranks
+    return max(0.0, seconds - others * message / gpu.nvlink_bandwidth)
+
+
+def _intercept(tokens: Array, seconds: Array, most: Seconds) -> Seconds:
+    """Time of no tokens, at most `most`, on the line through the last row that is nearest to the
+    others.
 
     The least sum of absolute log errors lies at the intercept of some row's own line.
     """
     share = tokens[:-1] / tokens[-1]
     own = (seconds[:-1] - share * seconds[-1]) / (1.0 - share)
-    candidates = np.clip(own, 0.0, seconds[-1])[:, None]
+    candidates = np.clip(own, 0.0, most)[:, None]
     line = candidates + (seconds[-1] - candidates) * share
     errors = np.abs(np.log(line / seconds[:-1])).sum(axis=1)
     return float(candidates[errors.argmin(), 0])
 
 
-def _left_out(tokens: Array, seconds: Array) -> Array:
+def _left_out(tokens: Array, seconds: Array, most: Seconds) -> Array:
     """[tokens but the last] errors of rows by the line of the others."""
     found = []
     for out in range(len(tokens) - 1):
         kept = np.arange(len(tokens)) != out
-        start = _intercept(tokens[kept], seconds[kept])
+        start = _intercept(tokens[kept], seconds[kept], most)
         line = start + (seconds[-1] - start) * tokens[out] / tokens[-1]
         found.append(np.log(seconds[out] / line))
     return np.array(found)
@@ -177,7 +204,7 @@ def _start(fitted: FittedLowLatency, operation: MoeOperation) -> Raw:
     return {
         "value": _us(value),
         "low": _us(value * np.exp(-width)),
-        "high": _us(value * np.exp(width)),
+        "high": _us(min(value * np.exp(width), fitted.longest[operation])),
         "source": "the rows of fewer tokens: intercept of the line through that of "
         f"{fitted.tokens}. Rows of one token count predicted without themselves: "
         f"{np.median(off):.1%} off in median, {off.max():.1%} at most",

@@ -156,6 +156,10 @@ def test_a_mixed_group_sends_what_leaves_the_node_at_the_published_rate():
         ({"within": "deepep_h800_rdma"}, "within: link nic; allowed: a profile of link nvlink"),
         ({"domain": 16}, "rows: ranks 16; allowed with link mixed: more than 16"),
         ({"intercepts": []}, r"intercepts: ranks \[\]; allowed: at least one, ascending"),
+        (
+            {"rows": [{"ranks": 16, "dispatch": "118 us", "combine": "15 us"}]},
+            "combine among 16 ranks takes 15 us; allowed: more than the highest intercept, 27.2 us",
+        ),
     ],
 )
 def test_a_profile_that_does_not_fit_its_form_is_one_clear_line(tmp_path, changes, message):

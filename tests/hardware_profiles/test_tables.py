@@ -53,6 +53,7 @@ def test_writing_a_table_that_was_read_gives_the_same_file(name, tmp_path):
         (f"{HEADER}\ngemm,m=1,fp8_e4m3,132,1e-6,,s,repeats=0\n", r"repeats=0 is not a positive"),
         (f"{HEADER}\ngemm,m=1,fp8_e4m3,132,1e-6,,s,clock_hz=inf\n", r"clock_hz=inf is not a posi"),
         (f"{HEADER}\ncombine,m=1,fp8_e4m3,132,1e-6,,s,nodes=1.5\n", r"nodes=1\.5 is not a whole"),
+        (f"{HEADER}\ncombine,m=1,fp8_e4m3,132,1e-6,,s,experts=2.5\n", r"experts=2\.5 is not a "),
     ],
 )
 def test_a_wrong_table_names_file_line_and_column(tmp_path, text, message):

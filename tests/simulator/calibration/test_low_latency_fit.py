@@ -16,6 +16,8 @@ from simulator.calibration.low_latency_fit import (
 )
 
 GPU = load_gpu("gb200")
+SIZES = {"dispatch": 7408, "combine": 14336}
+"""Bytes of a copy of 7,168 values."""
 
 
 def test_a_line_is_found_again_in_its_own_rows():
@@ -34,8 +36,9 @@ def test_one_row_off_the_line_of_the_others_does_not_move_it():
     fitted = fit_low_latency([*others, *slow], gpu=GPU)
     assert fitted.intercepts["dispatch"] == pytest.approx(16e-6, rel=1e-12)
     # Of 1, 32 and 64 tokens. Without the first the slow row's own line, of 20.953 us, is nearer to
-    # both than the other's; without the last it is not.
-    slow_start = (1.2 * 18.56 - 26.24 / 4) / 0.75
+    # both than the other's, also from the longest intercept: three of four copies of 128 x 8 go to
+    # other GPUs, 7,408 bytes each at 900 GB/s. Without the last it is not.
+    slow_start = 26.24 - 0.75 * 1024 * 7408 / 900e9 * 1e6
     at_one = slow_start + (26.24 - slow_start) / 128
     assert fitted.left_out["dispatch"] == pytest.approx(
         [np.log(16.08 / at_one), np.log(1.2), 0.0], abs=1e-9
@@ -50,12 +53,36 @@ def test_rows_of_the_experts_nearest_to_the_base_model_are_taken_however_few():
     assert fitted.intercepts["dispatch"] == pytest.approx(16e-6, rel=1e-12)
 
 
-def test_rows_of_few_tokens_between_nodes_or_beside_compute_make_no_profile():
+def test_rows_of_few_tokens_between_nodes_beside_compute_or_of_no_copy_make_no_profile():
     assert fit_low_latency(low_latency_rows(tokens=(64, 128, 256)), gpu=GPU) is None
     assert fit_low_latency([r for r in low_latency_rows() if r.kind == "combine"], gpu=GPU) is None
     assert fit_low_latency(low_latency_rows(nodes="2"), gpu=GPU) is None
     assert fit_low_latency(low_latency_rows(beside="compute"), gpu=GPU) is None
     assert not is_low_latency(low_latency_row("dispatch", 1, 1e-6, layout="normal"))
+    assert is_low_latency(low_latency_row("dispatch", 1, 1e-6))
+    assert not is_low_latency(low_latency_row("dispatch", 1, 1e-6, top_k=0))
+
+
+def test_an_intercept_leaves_copies_to_other_gpus_their_time_at_line_rate():
+    # Rows that fall, as busy links or clocks make them: the last one's own line is the nearest.
+    times = {1: 60e-6, 64: 58e-6, 128: 56e-6}
+    rows = [
+        low_latency_row(kind, tokens, seconds)
+        for kind in ("dispatch", "combine")
+        for tokens, seconds in times.items()
+    ]
+    fitted = fit_low_latency(rows, gpu=load_gpu("h200_sxm"))
+    # 128 x 8 copies, seven of eight to other GPUs, of 7,408 and 14,336 bytes at 450 GB/s.
+    most = {kind: 56e-6 - 896 * size / 450e9 for kind, size in SIZES.items()}
+    assert fitted.intercepts == pytest.approx(most, rel=1e-12)
+    raw = low_latency_kernels("mine", fitted)
+    profile = to_profile(LowLatencyProfile, raw, where="mine.yaml")
+    # The copies to the own GPU take no time on it.
+    assert profile.fraction("combine", 8, "high") == pytest.approx(8 / 7, rel=1e-4)
+    # Rows that no such link allows leave nothing.
+    quick = [replace(row, seconds=row.seconds / 10) for row in rows]
+    none = fit_low_latency(quick, gpu=load_gpu("h200_sxm"))
+    assert none.intercepts == {"dispatch": 0.0, "combine": 0.0}
 
 
 def test_a_fitted_profile_can_be_read_back():
