@@ -3,9 +3,8 @@
 Their time grows with copies from an intercept (hardware_profiles/low_latency_kernels.py). One row,
 of the tokens nearest to those that DeepEP's buffers hold, says what the links achieve; the
 intercept is that of least relative error over the rows of fewer tokens, and leaves copies to other
-GPUs at least their time at line rate. How a kernel's time is
-shared between its sending and its receiving half no such row says, and the receiving half is that
-of the shipped profile.
+GPUs at least their time at line rate. No such row says how a kernel's time is shared between its
+sending and its receiving half; the receiving half is that of the shipped profile.
 
 Errors are those of rows of one number of tokens, predicted by the others. SI units; errors are log
 measured minus log predicted.
@@ -212,7 +211,7 @@ def _start(fitted: FittedLowLatency, operation: MoeOperation) -> Raw:
 
 
 def _halves(fitted: FittedLowLatency, base: LowLatencyProfile) -> Raw:
-    """Sending and receiving kernels: what the one takes not is the other's."""
+    """Sending and receiving kernels: what one does not take is the other's."""
     found: Raw = {}
     for operation, seconds in fitted.seconds.items():
         received = getattr(base, f"{operation}_receive")
