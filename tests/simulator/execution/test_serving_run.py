@@ -2,6 +2,7 @@
 
 import pytest
 
+from hardware_profiles.fields import ROOT
 from hardware_profiles.low_latency_kernels import FOLDER
 from simulator.analysis.run import simulate
 from simulator.execution.serving_run import prepare_serving, simulate_serving_step
@@ -43,14 +44,21 @@ def test_timed_low_latency_kernels_of_the_gpu_stand_in_for_shipped_ones(scenario
     assert model.low_latency.name == used
 
 
+def test_a_gpu_of_the_user_is_the_calibrations_by_its_name(tmp_path):
+    path = tmp_path / "mine.yaml"
+    shipped = (ROOT / "gpus" / "h200_sxm.yaml").read_text()
+    path.write_text(shipped.replace("name: h200_sxm", "name: my_gpu"))
+    own = ("calibration.low_latency_kernels=deepep_h800_nvlink", f"calibration.gpu={path}")
+    here = model_of("decode_ep8_h200", *own, f"cluster.node.gpu={path}")
+    assert here.low_latency.name == "deepep_h800_nvlink"
+    assert model_of("decode_ep8_h200", *own).low_latency.name == "deepep_h200_nvlink"
+
+
 def test_between_domains_they_stand_in_for_the_copies_within_one():
     changes = ("calibration.low_latency_kernels=deepep_h800_nvlink", "cluster=h200_32", "gpus=16")
     model = model_of("decode_ep8_h200", *changes, "all_to_all.low_latency=deepep_h100_mixed")
     assert model.low_latency.name == "deepep_h100_mixed"
     assert model.low_latency.within.name == "deepep_h800_nvlink"
-
-
-"""Of 8 tokens per GPU and micro-batch, 64 copies, half stay within the node."""
 
 
 RECIPES = ("fp8", "bf16", "int4")
