@@ -149,17 +149,17 @@ def load_cards(path: Path) -> tuple[tuple[Measurement, ...], ...]:
     if header != _columns_of(max(cards, 1)):
         raise ValueError(f"{path.name}: columns are {header}, allowed: {_columns_of(2)} and so on")
     end = _TIMES + 2 * cards
-    rows = [
-        [
-            _row(
-                path.name,
-                reader.line_num,
-                [*cells[:_TIMES], *cells[at : at + 2], *cells[end:]],
-            )
-            for at in range(_TIMES, end, 2)
-        ]
-        for cells in reader
-    ]
+    rows = []
+    for cells in reader:
+        file, line = path.name, reader.line_num
+        if len(cells) != len(header):
+            raise ValueError(f"{file}: line {line}: {len(cells)} cells, needs {len(header)}")
+        rows.append(
+            [
+                _row(file, line, [*cells[:_TIMES], *cells[at : at + 2], *cells[end:]])
+                for at in range(_TIMES, end, 2)
+            ]
+        )
     return tuple(zip(*rows, strict=True))
 
 

@@ -6,6 +6,7 @@ from hardware_profiles.fields import ROOT
 from hardware_profiles.tables import (
     COLUMNS,
     ELEMENT_TYPES,
+    load_cards,
     load_measurements,
     table_path,
     write_measurements,
@@ -80,3 +81,11 @@ def test_a_table_is_read_anew_once_its_text_is_another(tmp_path):
     assert load_measurements(path) is first
     write_measurements(path, rows[:1])
     assert len(load_measurements(path)) == 1
+
+
+def test_a_line_cut_short_of_a_table_of_cards_is_counted_whole(tmp_path):
+    path = tmp_path / "cards.csv"
+    header = "kind,sizes,dtype,sms,seconds_1,spread_1,seconds_2,spread_2,source,conditions"
+    path.write_text(f"{header}\ngemm,m=1,fp8_e4m3,132,1e-6,,2e-6\n")
+    with pytest.raises(ValueError, match=r"^cards\.csv: line 2: 7 cells, needs 10$"):
+        load_cards(path)
