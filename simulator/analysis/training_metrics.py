@@ -274,16 +274,18 @@ def _too_full(drawn: TrainingDraws, capacity: Bytes) -> list[str]:
     ]
 
 
-def provenance_shares(chunks: Sequence[tuple[ChunkRun, int]]) -> dict[str, float]:
-    """Share of kernel time by where the times come from, for chunks with their numbers of runs."""
+def provenance_shares(times: Iterable[tuple[str, Seconds]]) -> dict[str, float]:
+    """Share of kernel time by where the times come from, of kernels as (provenance, seconds)."""
     seconds = dict.fromkeys(PROVENANCES, 0.0)
-    for chunk, times in chunks:
-        for value, provenance in zip(
-            chunk.cost.seconds, chunk.cost.provenance_names(), strict=True
-        ):
-            seconds[provenance] += times * float(value)
+    for provenance, value in times:
+        seconds[provenance] += value
     total = sum(seconds.values())
     return {name: value / total if total else 0.0 for name, value in seconds.items()}
+
+
+def _told(chunk: ChunkRun) -> Iterator[tuple[str, Seconds]]:
+    """Where the time of each kernel of a chunk comes from, and the seconds of one run."""
+    return zip(chunk.cost.provenance_names(), chunk.cost.seconds.tolist(), strict=True)
 
 
 def _kernel_times(
@@ -324,7 +326,7 @@ def training_metrics(
         pair_s = float(np.median(drawn.pair_s))
         memory = float(np.median(drawn.memory.max(axis=0)))
         figures = _figures(run, drawn.expected_s, pair_s, expected_ranks(step, drawn), memory)
-    of_pair = provenance_shares([(step.pair, 1)])
+    of_pair = provenance_shares(_told(step.pair))
     reproduced = (
         PROFILED_KERNELS in run.scenario.calibration.kernel_sets
         and any(figure.metric == "pair_time_s" for figure in run.scenario.file.published)
@@ -348,7 +350,11 @@ def training_metrics(
         | time_by_calibration(run.scenario.calibration, _kernel_times(run, counts)),
         "kernel_time_share": {
             "pair": of_pair,
-            "step": provenance_shares([(step.chunks[key], n) for key, n in counts.items()]),
+            "step": provenance_shares(
+                (provenance, times * seconds)
+                for key, times in counts.items()
+                for provenance, seconds in _told(step.chunks[key])
+            ),
         },
         "idle_nodes": str(domains) if domains.idle_nodes else None,
         "nvlink_domains": run.layout.in_domains if run.costs.sharing else None,

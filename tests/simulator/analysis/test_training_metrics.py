@@ -232,18 +232,32 @@ def test_draws_in_which_the_fullest_gpu_exceeds_its_memory_are_warned_of():
     assert training_metrics_module._too_full(drawn, 4 * gib) == []
 
 
-def test_kernel_time_is_shared_by_where_it_comes_from_and_how_often_it_runs():
-    """Twice 1 s measured and 2 s modelled, once 2 s measured: 4 of 8 s each."""
-
-    def chunk(**seconds):
-        cost = SimpleNamespace(seconds=[*seconds.values()], provenance_names=lambda: [*seconds])
-        return SimpleNamespace(cost=cost)
-
-    chunks = [(chunk(measured=1.0, modelled=2.0), 2), (chunk(measured=2.0), 1)]
-    assert provenance_shares(chunks) == {
+def test_kernel_time_is_shared_by_where_it_comes_from():
+    """2 s and 2 s measured, 4 s modelled: 4 of 8 s each."""
+    times = [("measured", 2.0), ("modelled", 4.0), ("measured", 2.0)]
+    assert provenance_shares(times) == {
         "measured": 0.5, "interpolated": 0.0, "extrapolated": 0.0, "modelled": 0.5,
     }  # fmt: skip
     assert set(provenance_shares([]).values()) == {0.0}
+
+
+def test_a_kernel_counts_in_the_step_as_often_as_its_chunk_runs():
+    """The shares of the step are those of all its kernels, the pair's those of the pair alone."""
+    run = simulate(load_scenario("dualpipe_h800_2048", ["skew=none"])).result
+    shares = training_metrics(run)["kernel_time_share"]
+    pair, chunks = run.step.pair.cost, run.step.chunks
+    for name, asked in (
+        ("pair", [(pair, 1)]),
+        ("step", [(chunks[key].cost, n) for key, n in run.step.counts.items()]),
+    ):
+        by_hand = dict.fromkeys(shares[name], 0.0)
+        for cost, often in asked:
+            for seconds, provenance in zip(cost.seconds, cost.provenance_names(), strict=True):
+                by_hand[provenance] += often * seconds
+        total = sum(by_hand.values())
+        assert shares[name] == pytest.approx(
+            {known: value / total for known, value in by_hand.items()}, rel=1e-12
+        )
 
 
 def test_rates_of_a_training_step_by_hand(monkeypatch):
