@@ -1,6 +1,7 @@
 """Rates that measured kernels achieve, beside the GPU's ceilings.
 
-The ceilings are the table's own: the fastest dense GEMM of each type, and the fastest copy.
+The ceilings are the table's own: the fastest GEMM of each type, one or grouped, and the fastest
+copy.
 """
 
 import csv
@@ -80,13 +81,13 @@ def _pairs(text: str) -> dict[str, str]:
 
 
 def ceilings(rows: Iterable[TableRow]) -> tuple[dict[str, float], float]:
-    """{operand type: operations a second of the fastest dense GEMM}, and bytes a second that the
-    fastest copy reads and writes."""
+    """{operand type: operations a second of the fastest GEMM, one or grouped}, and bytes a second
+    that the fastest copy reads and writes."""
     flops: dict[str, float] = {}
     moved = 0.0
     for row in rows:
         dtype = row.operator.dtype
-        if row.operator.kind == "gemm":
+        if row.operator.kind.removeprefix("grouped_").startswith("gemm"):
             flops[dtype] = max(flops.get(dtype, 0.0), row.flops_per_s)
         elif row.operator.kind == "copy":
             moved = max(moved, row.bytes_per_s)

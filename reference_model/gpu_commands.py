@@ -167,7 +167,7 @@ def _achieved(options: argparse.Namespace) -> None:
     rows = load_timed(options.table)
     products, copies = ceilings(rows)
     for dtype, flops in sorted(products.items()):
-        print(f"ceiling {dtype:<10} {flops:.3e} FLOP/s, the fastest dense GEMM")
+        print(f"ceiling {dtype:<10} {flops:.3e} FLOP/s, the fastest GEMM")
     print(f"ceiling memory     {copies:.3e} B/s read and written, the fastest copy")
     print()
     print(f"{'kind':<34}{'type':<10}{'kernels':<17}{'rows':>5}{'FLOP/s':>12}{'':>7}{'B/s':>12}")

@@ -138,7 +138,16 @@ def test_normal_kernels_are_shown_by_direction_and_nodes():
 def test_low_latency_kernels_are_shown_by_direction():
     rows = {"dispatch": np.log([1.02, 1.04, 1.1]), "combine": np.log([1.01, 0.8])}
     fitted = FittedLowLatency(
-        load_gpu("gb200"), 128, 7168, 8, 256, seconds={}, intercepts={}, left_out=rows, source=""
+        load_gpu("gb200"),
+        128,
+        7168,
+        8,
+        256,
+        seconds={},
+        intercepts={},
+        longest={},
+        left_out=rows,
+        source="",
     )
     # Off by 0.8 is off by a quarter, as a ratio.
     assert [cells(low_latency_table(fitted), i) for i in range(3)] == [
