@@ -9,19 +9,20 @@ from __future__ import annotations
 
 import base64
 import io
-from collections.abc import Iterator, Sequence
+import math
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from html import escape
-from itertools import groupby
+from importlib.metadata import distribution
+from itertools import groupby, pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, TypeAlias
 
 from reports.palette import COLOURS, HUES, words_on
 
 if TYPE_CHECKING:
-    from matplotlib.artist import Artist
-    from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
+    from PIL import Image, ImageFont
 
 Hue: TypeAlias = str
 """A hue of the palette, "grid", "muted", or "none" of what is pointed at and not seen."""
@@ -242,124 +243,155 @@ def _n(value: float) -> str:
     return f"{value:.3f}".rstrip("0").rstrip(".") if value % 1 else f"{value:.0f}"
 
 
-def _rgb(colours: Sequence[Sequence[str]]) -> list[list[tuple[float, float, float, float]]]:
-    def one(colour: str) -> tuple[float, float, float, float]:
-        if not colour:
-            return 0.0, 0.0, 0.0, 0.0
-        red, green, blue = (int(colour[at : at + 2], 16) / 255 for at in (1, 3, 5))
-        return red, green, blue, 1.0
-
-    return [[one(colour) for colour in row] for row in colours]
-
-
 def _picture(colours: Sequence[Sequence[str]]) -> bytes:
-    import numpy as np
-    from matplotlib.image import imsave
-
     stream = io.BytesIO()
-    imsave(stream, np.array(_rgb(colours)), format="png", metadata={"Software": ""})
+    _cells(colours).save(stream, format="png")
     return stream.getvalue()
+
+
+def _cells(colours: Sequence[Sequence[str]]) -> Image.Image:
+    """One pixel per cell, transparent where there is none."""
+    from PIL import Image
+
+    pixels = b"".join(
+        bytes.fromhex(f"{colour[1:]}ff" if colour else "00000000")
+        for row in colours
+        for colour in row
+    )
+    return Image.frombytes("RGBA", (len(colours[0]) if colours else 0, len(colours)), pixels)
 
 
 # -- PNG -------------------------------------------------------------------------------------------
 
+_PIXELS = 2
+"""Pixels of a PNG per pixel of its sheet, each way."""
+_FINE = 6
+"""Points drawn per pixel of a sheet, each way; their means smooth what lies askew."""
+_BAND = 400
+"""Pixels of a sheet drawn at a time, from above to below, which bounds the memory of tall ones."""
+_DASH, _ROOM = 5.0, 4.0
+_ANCHOR: Mapping[Anchor, str] = {"start": "ls", "middle": "ms", "end": "rs"}
+_LABEL = 10.6
+"""Height of words inside bars."""
+_FONT = "matplotlib/mpl-data/fonts/ttf/DejaVuSans.ttf"
+"""Of matplotlib's, which need not be imported for it: that takes longer than most charts."""
+
 
 def write_png(sheet: Sheet, path: Path) -> None:
     """Write a sheet as a PNG of twice its size, on light."""
-    import matplotlib
+    from PIL import Image
 
-    with matplotlib.rc_context({"font.family": "DejaVu Sans"}):
-        _canvas(sheet).savefig(path, dpi=200, metadata={"Software": ""})
-
-
-def _canvas(sheet: Sheet) -> Figure:
-    """The sheet on a canvas whose units are its pixels."""
-    # Figure without pyplot draws with the Agg canvas and keeps no global state.
-    from matplotlib.figure import Figure
-    from matplotlib.patches import Rectangle
-
-    figure = Figure(figsize=(sheet.width / 100, sheet.height / 100), dpi=100)
-    axes = figure.add_axes((0, 0, 1, 1))
-    axes.axis("off")
-    left, upper, width, height = sheet.area
-    clip = Rectangle((left, upper), width, height, transform=axes.transData)
-    lines = [mark for mark in sheet.frame if isinstance(mark, Line)]
-    rest = [mark for mark in sheet.frame if not isinstance(mark, Line)]
-    order = 0
-    for marks, cut in ((lines, None), (sheet.plot, clip), (rest, None)):
-        for _, members in groupby(marks, lambda m: (type(m), getattr(m, "hue", ""))):
-            order += 1
-            for artist in _artists(axes, list(members)):
-                artist.set_zorder(order)
-                if cut is not None:
-                    artist.set_clip_path(cut)
-    # Last: pictures set the ends of axes to their own.
-    axes.set_xlim(0, sheet.width)
-    axes.set_ylim(sheet.height, 0)
-    return figure
+    width, height = round(_PIXELS * sheet.width), round(_PIXELS * sheet.height)
+    picture = Image.new("RGB", (width, height))
+    fine = _FINE // _PIXELS
+    for upper in range(0, height, _PIXELS * _BAND):
+        rows = min(height - upper, _PIXELS * _BAND)
+        band = _band(sheet, (fine * width, fine * rows), fine * upper)
+        picture.paste(band.reduce(fine), (0, upper))
+    _write_words(picture, [*sheet.plot, *sheet.frame])
+    picture.save(path)
 
 
-def _artists(axes: Axes, marks: Sequence[Mark]) -> Iterator[Artist]:
-    from matplotlib.collections import LineCollection, PolyCollection
+def _band(sheet: Sheet, size: tuple[int, int], upper: int) -> Image.Image:
+    """What lies in a band of a sheet that begins so many points below its upper end, fine and
+    without words."""
+    from PIL import Image
 
-    first = marks[0]
-    if isinstance(first, Box):
-        corners = [
-            [(m.x, m.y), (m.x + m.width, m.y), (m.x + m.width, m.y + m.height),
-             (m.x, m.y + m.height)]
-            for m in marks if isinstance(m, Box)
-        ]  # fmt: skip
-        yield axes.add_collection(
-            PolyCollection(corners, facecolors=_light(first.hue), linewidths=0)
-        )
-    elif isinstance(first, Line):
-        lines = [mark for mark in marks if isinstance(mark, Line)]
-        yield axes.add_collection(
-            LineCollection(
-                [line.points for line in lines],
-                colors=_light(first.hue),
-                linewidths=[0.72 * line.width for line in lines],
-                linestyles=["--" if line.dashed else "-" for line in lines],
-            )
-        )
-    elif isinstance(first, Dot):
-        dots = [mark for mark in marks if isinstance(mark, Dot)]
-        yield axes.scatter(
-            [dot.x for dot in dots],
-            [dot.y for dot in dots],
-            s=[(1.44 * dot.radius) ** 2 for dot in dots],
-            c=_light(first.hue),
-            linewidths=0,
-        )
-    else:
-        for mark in marks:
-            yield from _artist(axes, mark)
+    band = Image.new("RGB", size, "white")
+    _paint(band, [mark for mark in sheet.frame if isinstance(mark, Line)], (0, upper))
+    left, top = (round(_FINE * at) for at in sheet.area[:2])
+    right = round(_FINE * (sheet.area[0] + sheet.area[2]))
+    bottom = round(_FINE * (sheet.area[1] + sheet.area[3]))
+    first, last = max(top - upper, 0), min(bottom - upper, size[1])
+    if first < last:
+        inside = band.crop((left, first, right, last))
+        _paint(inside, sheet.plot, (left, upper + first))
+        band.paste(inside, (left, first))
+    _paint(band, [mark for mark in sheet.frame if not isinstance(mark, Line)], (0, upper))
+    return band
 
 
-def _artist(axes: Axes, mark: Mark) -> Iterator[Artist]:
-    import numpy as np
+def _paint(image: Image.Image, marks: Sequence[Mark], corner: tuple[int, int]) -> None:
+    """Draw marks, fine, on an image whose upper left corner is that point of the sheet."""
+    from PIL import Image, ImageDraw
 
-    match mark:
-        case Words(x, y, text, anchor, hue, size, upright):
-            where = {"start": "left", "middle": "center", "end": "right"}[anchor]
-            yield axes.text(
-                x, y, text, ha="left" if upright and anchor == "start" else where,
-                va="baseline", color=_light(hue), fontsize=0.66 * size,
-                rotation=90 if upright else 0, rotation_mode="anchor", parse_math=False,
-            )  # fmt: skip
-        case Label(left, right, y, text, on) if text_width(text, 11) + 4 < right - left:
-            yield axes.text(
-                (left + right) / 2, y, text, ha="center", va="baseline", color=words_on(on, 0),
-                fontsize=7, parse_math=False,
-            )  # fmt: skip
-        case Picture(x, y, width, height, colours):
-            yield axes.imshow(
-                np.array(_rgb(colours)), extent=(x, x + width, y + height, y), aspect="auto",
-                interpolation="none",
-            )  # fmt: skip
-        case _:
-            pass
+    drawing = ImageDraw.Draw(image)
+
+    def point(x: float, y: float) -> tuple[int, int]:
+        return round(_FINE * x) - corner[0], round(_FINE * y) - corner[1]
+
+    for mark in marks:
+        match mark:
+            case Box(x, y, width, height, hue) if hue != "none":
+                (left, upper), (right, lower) = point(x, y), point(x + width, y + height)
+                ends = (left, upper, max(right - 1, left), max(lower - 1, upper))
+                drawing.rectangle(ends, COLOURS[hue][0])
+            case Line(points, hue, width, dashed):
+                for part in _dashes(points) if dashed else [points]:
+                    places = [point(x, y) for x, y in part]
+                    drawing.line(places, COLOURS[hue][0], round(_FINE * width), "curve")
+            case Dot(x, y, hue, radius):
+                corners = (*point(x - radius, y - radius), *point(x + radius, y + radius))
+                drawing.ellipse(corners, COLOURS[hue][0])
+            case Picture(x, y, width, height, colours):
+                (left, upper), (right, lower) = point(x, y), point(x + width, y + height)
+                cells = _cells(colours).resize(
+                    (right - left, lower - upper), Image.Resampling.NEAREST
+                )
+                image.paste(cells, (left, upper), cells)
+            case _:
+                pass
 
 
-def _light(hue: Hue) -> str:
-    return "none" if hue == "none" else COLOURS[hue][0]
+def _dashes(points: Sequence[tuple[float, float]]) -> Iterator[list[tuple[float, float]]]:
+    """The parts of a line that are drawn where it is dashed."""
+    part, drawn, left = [points[0]], True, _DASH
+    for (x, y), (to_x, to_y) in pairwise(points):
+        length, done = math.hypot(to_x - x, to_y - y), 0.0
+        while length - done > left:
+            done += left
+            place = (x + (to_x - x) * done / length, y + (to_y - y) * done / length)
+            if drawn:
+                yield [*part, place]
+            part, drawn, left = [place], not drawn, _ROOM if drawn else _DASH
+        left -= length - done
+        part.append((to_x, to_y))
+    if drawn:
+        yield part
+
+
+def _write_words(picture: Image.Image, marks: Sequence[Mark]) -> None:
+    from PIL import Image, ImageDraw
+
+    drawing = ImageDraw.Draw(picture)
+    for mark in marks:
+        match mark:
+            case Words(x, y, text, anchor, hue, size, False):
+                at = (_PIXELS * x, _PIXELS * y)
+                drawing.text(at, text, COLOURS[hue][0], _font(size), _ANCHOR[anchor])
+            case Words(x, y, text, anchor, hue, size, True):
+                font = _font(size)
+                ascent, descent = font.getmetrics()
+                length = math.ceil(font.getlength(text))
+                mask = Image.new("L", (length, ascent + descent))
+                ImageDraw.Draw(mask).text((0, ascent), text, 255, font, "ls")
+                above = {"start": length, "middle": length // 2, "end": 0}[anchor]
+                corner = (round(_PIXELS * x) - ascent, round(_PIXELS * y) - above)
+                turned = mask.transpose(Image.Transpose.ROTATE_90)
+                picture.paste(COLOURS[hue][0], corner, turned)
+            case Label(left, right, y, text, on) if text_width(text, 11) + 4 < right - left:
+                at = (_PIXELS * (left + right) / 2, _PIXELS * y)
+                drawing.text(at, text, words_on(on, 0), _font(_LABEL), "ms")
+            case _:
+                pass
+
+
+@cache
+def _font(size: float) -> ImageFont.FreeTypeFont:
+    """The font of words of that height, smaller than on pages, whose fonts are narrower."""
+    from PIL import ImageFont
+
+    file = distribution("matplotlib").locate_file(_FONT)
+    return ImageFont.truetype(
+        str(file), 0.917 * _PIXELS * size, layout_engine=ImageFont.Layout.BASIC
+    )

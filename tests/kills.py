@@ -27,8 +27,8 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-import matplotlib.figure  # noqa: E402, F401
 import pandas as pd  # noqa: E402, F401
+import PIL.ImageDraw  # noqa: E402, F401
 from small_plans import PLAN_SERVING, PLAN_TRAINING  # noqa: E402
 
 from hardware_profiles.schema import load_calibration  # noqa: E402

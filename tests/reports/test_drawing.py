@@ -3,8 +3,7 @@
 import re
 from xml.etree import ElementTree
 
-import numpy as np
-from matplotlib.image import imread
+from PIL import Image
 
 from reports.drawing import (
     Box,
@@ -60,17 +59,69 @@ def test_the_style_gives_each_hue_a_colour_for_light_and_for_dark():
 
 def test_a_png_shows_each_mark_in_its_place_at_twice_the_size(tmp_path):
     write_png(SHEET, tmp_path / "sheet.png")
-    picture = imread(tmp_path / "sheet.png")
-    assert picture.shape == (100, 200, 4)
-    colour = np.round(255 * picture[..., :3]).astype(int)
-
-    def at(x, y):
-        return "#" + "".join(f"{part:02x}" for part in colour[2 * y, 2 * x])
-
+    at = _colours_of(tmp_path / "sheet.png", (200, 100))
     assert at(58, 28) == HUES["purple"][0]
     assert at(70, 20) == HUES["red"][0]
     assert at(82, 15) == "#ff0000"
+    assert at(87, 15) == "#ffffff"
     assert at(5, 5) == "#ffffff"
+
+
+def test_a_png_cuts_a_plot_at_its_axes_and_goes_on_from_band_to_band(tmp_path):
+    # Bands are 400 high; the box ends at the area's 820, not at its own 900.
+    bar = Box(10, 10, 5, 890, "purple")
+    sheet = Sheet(20, 1000, (Box(2, 10, 5, 890, "red"),), (bar,), (0, 0, 20, 820))
+    write_png(sheet, tmp_path / "tall.png")
+    at = _colours_of(tmp_path / "tall.png", (40, 2000))
+    heights = (9, 10, 399, 400, 799, 800, 819, 820, 899, 900)
+    assert [at(12, y) == HUES["purple"][0] for y in heights] == [False, *[True] * 6, *[False] * 3]
+    assert [at(4, y) == HUES["red"][0] for y in heights] == [False, *[True] * 8, False]
+    assert at(12, 820) == at(4, 900) == "#ffffff"
+
+
+def test_a_box_thinner_than_a_pixel_is_seen(tmp_path):
+    # The least that is drawn is a third of a picture's pixel.
+    write_png(Sheet(10, 10, (Box(4, 2, 0.05, 6, "red"),), (), (0, 0, 0, 0)), tmp_path / "a.png")
+    part = [round((2 * 255 + int(HUES["red"][0][at : at + 2], 16)) / 3) for at in (1, 3, 5)]
+    at = _colours_of(tmp_path / "a.png", (20, 20))
+    assert at(4, 5) == "#" + "".join(f"{one:02x}" for one in part)
+
+
+def test_a_dashed_line_is_drawn_for_five_pixels_and_left_out_for_four(tmp_path):
+    # Round the corner at (10, 5): from 5 to 10 nothing is drawn but the last pixel, then 4 upwards.
+    line = Line(((0, 5), (10, 5), (10, 25)), "red", 1.0, dashed=True)
+    write_png(Sheet(20, 30, (line,), (), (0, 0, 0, 0)), tmp_path / "dashes.png")
+    at = _colours_of(tmp_path / "dashes.png", (40, 60))
+    assert [at(x, 5) == HUES["red"][0] for x in range(1, 10)] == [*[True] * 4, *[False] * 4, True]
+    assert [at(10, y) == HUES["red"][0] for y in range(6, 25)] == [
+        *[True] * 3, *[False] * 4, *[True] * 5, *[False] * 4, *[True] * 3
+    ]  # fmt: skip
+
+
+def test_upright_words_end_where_others_would_begin(tmp_path):
+    # Upright ones lie left of their place, the others above it; both begin there.
+    words = [Words(40, 60, "III", hue="ink", upright=True), Words(80, 60, "III", hue="ink")]
+    write_png(Sheet(120, 80, tuple(words), (), (0, 0, 0, 0)), tmp_path / "words.png")
+    with Image.open(tmp_path / "words.png") as picture:
+        dark = picture.convert("L").point(lambda light: 255 * (light < 128))
+        first = dark.crop((0, 0, 120, 160)).getbbox()
+        second = dark.crop((120, 0, 240, 160)).getbbox()
+    assert first[2] <= 80
+    assert first[3] <= 120
+    assert second[0] >= 40
+    assert second[3] <= 121
+    assert (first[3] - first[1], first[2] - first[0]) == (
+        second[2] - second[0],
+        second[3] - second[1],
+    )
+
+
+def _colours_of(path, size):
+    """The colour of a place of a sheet in its picture, which is of that size."""
+    with Image.open(path) as picture:
+        pixels = picture.convert("RGB")
+    assert pixels.size == size
+    return lambda x, y: "#{:02x}{:02x}{:02x}".format(*pixels.getpixel((2 * x, 2 * y)))
 
 
 def test_files_of_one_sheet_are_the_same(tmp_path):
