@@ -18,7 +18,7 @@ from hardware_profiles.low_latency_kernels import LowLatencyProfile
 from hardware_profiles.schema import ClusterProfile, GpuProfile
 from hardware_profiles.units import Bytes, format_bytes
 from reference_model.config import ModelConfig
-from reference_model.formats import BITS, TILE
+from reference_model.formats import ACTIVATIONS, TILE
 from reference_model.parameter_counts import parameter_counts
 from reference_model.trace import Operator
 from simulator.scenario.serving import ServingStepJob, TensorParallel
@@ -126,11 +126,12 @@ def serving_memory(
     if job.expert_tp == 1 and low_latency is not None:
         message = config.hidden_size * _BF16 + low_latency.header
         buffers = low_latency.buffers * float(experts * tokens * message)
-        arrived = weight_bytes_of(recipe.dispatched)
-        values = arrived * config.hidden_size + _BF16 * config.hidden_size
-        inner = (2 * _BF16 + BITS[recipe.dispatched] / 8) * config.moe_intermediate_size
+        wide = _BF16 * (config.hidden_size + 2 * config.moe_intermediate_size)
+        # Both operands of products have the scales of activations, one for 128 values in FP8.
+        stored = ACTIVATIONS[recipe.dispatched].stored_bytes
+        operands = stored(1, config.hidden_size) + stored(1, config.moe_intermediate_size)
         # Of its share of the experts, each has a room for the tokens of every GPU.
-        rooms = experts * tokens * (values + inner)
+        rooms = float(experts * tokens * (operands + wide))
     elif job.expert_tp == 1:
         buffers = job.all_to_all.buffers or 0.0
     return GpuMemory(

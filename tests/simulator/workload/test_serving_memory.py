@@ -78,9 +78,27 @@ def test_low_latency_buffers_are_those_that_deepep_allocates():
     memory = serving_memory(job, config=V3, low_latency=profile_of(job), operators=())
     assert memory.all_to_all_buffers == pytest.approx(2116.291072e6, rel=1e-3)
     # Two experts of each of 144 GPUs with a room for 128 tokens of every GPU: what arrives in FP8,
-    # what leaves in BF16, gate and up in BF16 and their product in FP8.
-    room = 7168 * (1 + 4 / 128**2) + 7168 * 2 + 2048 * (2 * 2 + 1)
-    assert memory.expert_buffers == pytest.approx(2 * 144 * 128 * room, rel=1e-12)
+    # what leaves in BF16, gate and up in BF16 and their product in FP8; 56 and 16 FP32 scales.
+    room = 7168 * (1 + 2) + 2048 * (2 * 2 + 1) + (56 + 16) * 4
+    assert memory.expert_buffers == 2 * 144 * 128 * room == 1_180_827_648
+
+
+@pytest.mark.parametrize(
+    ("recipe", "operand_bytes"),
+    [
+        ("bfloat16", 2 * (7168 + 2048)),
+        # 4-bit weights are multiplied in BF16.
+        ("int4", 2 * (7168 + 2048)),
+        ("fp8_per_tensor", 7168 + 2048),
+        # A power of two of one byte for 32 values; a byte for 16 of half a byte.
+        ("mxfp8", (7168 + 2048) * 33 // 32),
+        ("nvfp4", (7168 + 2048) * 9 // 16),
+    ],
+)
+def test_tokens_in_the_rooms_of_experts_have_the_scales_of_their_recipe(recipe, operand_bytes):
+    job = job_of("decode_ep144_day6").model_copy(update={"recipe": recipe})
+    memory = serving_memory(job, config=V3, low_latency=profile_of(job), operators=())
+    assert memory.expert_buffers == 2 * 144 * 128 * (2 * (7168 + 2 * 2048) + operand_bytes)
 
 
 def test_normal_kernels_keep_the_queues_that_their_scenario_names():
