@@ -8,7 +8,7 @@ from rich.table import Table
 
 from reports.calibration import format_ms
 from simulator.analysis.measured_pair import MeasuredPair
-from simulator.execution.timeline import Log, hidden_communication, of_stream, waiting
+from simulator.execution.timeline import Log, hidden_communication, waiting
 from simulator.workload.pair_order import pair_parts
 from simulator.workload.task_graph import Stream
 
@@ -21,9 +21,9 @@ def pair_tables(name: str, log: Log) -> list[Table]:
     summary.add_column("time", justify="right")
     for what, value in (
         ("pair", log.span_s),
-        ("kernels of the compute stream", seconds[of_stream(log.graph, Stream.COMPUTE)].sum()),
+        ("kernels of the compute stream", seconds[log.graph.of_stream[Stream.COMPUTE]].sum()),
         ("transfers and what is beside them",
-         seconds[of_stream(log.graph, Stream.COMMUNICATION)].sum()),
+         seconds[log.graph.of_stream[Stream.COMMUNICATION]].sum()),
         ("communication exposed", waiting(log).exposed_communication_s),
         ("communication hidden", hidden_communication(log)),
     ):  # fmt: skip

@@ -180,7 +180,7 @@ def _chunk_seconds(run: TrainingRun) -> Mapping[ChunkKey, Array]:
     gpu, gap_s = scenario.cluster.node.gpu, run.job.gap.value
     tiles = scenario.calibration.tiles
     chunks = list(step.chunks.values())
-    computes = [timeline.of_stream(chunk.log.graph, Stream.COMPUTE).tolist() for chunk in chunks]
+    computes = [chunk.log.graph.of_stream[Stream.COMPUTE].tolist() for chunk in chunks]
     operators = [
         of_task[place]
         for chunk, places in zip(chunks, computes, strict=True)

@@ -32,7 +32,7 @@ from simulator.execution.draws import ends
 from simulator.execution.host_state import averaging_seconds
 from simulator.execution.timeline import ROUNDING, hidden_communication, waiting
 from simulator.execution.training import TrainingRun, TrainingStep
-from simulator.execution.training_chunks import ChunkKey, ChunkRun
+from simulator.execution.training_chunks import ChunkKey
 from simulator.execution.training_draws import TrainingDraws, draw_step
 from simulator.hardware.network.clusters import nvlink_domains
 from simulator.hardware.network.fabric_load import NO_LIMIT, FabricLoad
@@ -274,18 +274,20 @@ def _too_full(drawn: TrainingDraws, capacity: Bytes) -> list[str]:
     ]
 
 
-def provenance_shares(times: Iterable[tuple[str, Seconds]]) -> dict[str, float]:
-    """Share of kernel time by where the times come from, of kernels as (provenance, seconds)."""
-    seconds = dict.fromkeys(PROVENANCES, 0.0)
-    for provenance, value in times:
-        seconds[provenance] += value
-    total = sum(seconds.values())
-    return {name: value / total if total else 0.0 for name, value in seconds.items()}
+def provenance_shares(
+    provenance: NDArray[np.intp], seconds: NDArray[np.float64]
+) -> dict[str, float]:
+    """Share of kernel time by where the times come from.
 
-
-def _told(chunk: ChunkRun) -> Iterator[tuple[str, Seconds]]:
-    """Where the time of each kernel of a chunk comes from, and the seconds of one run."""
-    return zip(chunk.cost.provenance_names(), chunk.cost.seconds.tolist(), strict=True)
+    Args:
+        provenance: [kernels], places in PROVENANCES.
+        seconds: [kernels]
+    """
+    sums = np.bincount(provenance, seconds, minlength=len(PROVENANCES)).tolist()
+    total = sum(sums)
+    return {
+        name: value / total if total else 0.0 for name, value in zip(PROVENANCES, sums, strict=True)
+    }
 
 
 def _kernel_times(
@@ -326,7 +328,7 @@ def training_metrics(
         pair_s = float(np.median(drawn.pair_s))
         memory = float(np.median(drawn.memory.max(axis=0)))
         figures = _figures(run, drawn.expected_s, pair_s, expected_ranks(step, drawn), memory)
-    of_pair = provenance_shares(_told(step.pair))
+    of_pair = provenance_shares(step.pair.cost.provenance, step.pair.cost.seconds)
     reproduced = (
         PROFILED_KERNELS in run.scenario.calibration.kernel_sets
         and any(figure.metric == "pair_time_s" for figure in run.scenario.file.published)
@@ -334,6 +336,7 @@ def training_metrics(
     )
     domains = nvlink_domains(cluster, group=job.ep)
     counts = step.counts
+    of_chunks = [step.chunks[key].cost for key in counts]
     metrics: dict[str, Any] = figures | {
         "pair_time_kind": "reproduced" if reproduced else "predicted",
         "immediate_weights": list(run.immediate),
@@ -351,9 +354,10 @@ def training_metrics(
         "kernel_time_share": {
             "pair": of_pair,
             "step": provenance_shares(
-                (provenance, times * seconds)
-                for key, times in counts.items()
-                for provenance, seconds in _told(step.chunks[key])
+                np.concatenate([cost.provenance for cost in of_chunks]),
+                np.concatenate(
+                    [n * cost.seconds for n, cost in zip(counts.values(), of_chunks, strict=True)]
+                ),
             ),
         },
         "idle_nodes": str(domains) if domains.idle_nodes else None,

@@ -8,6 +8,7 @@ that of the actions are samples, or other times for the same order, which all ru
 from collections import defaultdict, deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from itertools import accumulate
 from math import floor, inf, log10
 from typing import Any
@@ -15,10 +16,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from hardware_profiles.by_content import Keyed, object_key
 from simulator.execution.timeline import Times
 from simulator.workload.schedules.bubbles import IdealTimes
 from simulator.workload.schedules.grid import render_window
-from simulator.workload.schedules.order import Action, Schedule
+from simulator.workload.schedules.order import Action, RunOrder, Schedule
 
 
 class Deadlock(RuntimeError):
@@ -153,24 +155,25 @@ def run_pipeline(
     _check_durations(schedule, seconds)
     axes = seconds.shape[1:]
     zero: Any = np.zeros(axes) if axes else 0.0
-    later = _later(zero)
     durations: Any = seconds if axes else seconds.tolist()
-    end_s: list[Any] = [zero] * len(durations)
-    start_s, produced_s = list(end_s), list(end_s)
-    for row, _, needs, start in _starts(
-        schedule, durations, end_s, zero, transfer_s=transfer_s, blocking_sends=blocking_sends
+    ends: list[Any] = [zero] * len(durations)
+    starts = list(ends)
+    for row, _, start in _starts(
+        schedule, durations, ends, zero, transfer_s=transfer_s, blocking_sends=blocking_sends
     ):
-        start_s[row] = start
-        for source, _ in needs:
-            produced_s[row] = later(produced_s[row], end_s[source])
+        starts[row] = start
+    start_s, end_s = (np.array(times).reshape(len(durations), *axes) for times in (starts, ends))
+    produced_s = np.zeros_like(end_s)
+    for rows, needed in _needed(object_key(schedule.run_order)):
+        produced_s[rows] = np.maximum(produced_s[rows], end_s[needed])
     counts = [len(row) for row in schedule.actions]
     return PipelineRun(
         schedule=schedule,
         rank=np.repeat(np.arange(schedule.ranks), counts),
         index=np.concatenate([np.arange(count) for count in counts]),
-        start_s=np.array(start_s).reshape(len(durations), *axes),
-        end_s=np.array(end_s).reshape(len(durations), *axes),
-        produced_s=np.array(produced_s).reshape(len(durations), *axes),
+        start_s=start_s,
+        end_s=end_s,
+        produced_s=produced_s,
         staggered=staggered,
     )
 
@@ -204,7 +207,7 @@ def makespans(
     )
     begin_s: dict[int, Any] = {}
     if staggered:
-        for _, rank, _, start in starts:
+        for _, rank, start in starts:
             begin_s.setdefault(rank, start)
     else:
         deque(starts, maxlen=0)
@@ -225,8 +228,8 @@ def _starts(
     *,
     transfer_s: Mapping[tuple[int, int], float | Times],
     blocking_sends: bool,
-) -> Iterator[tuple[int, int, tuple[tuple[int, int], ...], Any]]:
-    """(row, rank, what it needs as of RunOrder, when it starts) of every action as it runs.
+) -> Iterator[tuple[int, int, Any]]:
+    """(row, rank, when it starts) of every action as it runs.
 
     Args:
         end_s: [actions], where the end of each is written before it is yielded.
@@ -243,10 +246,23 @@ def _starts(
             start = later(start, end_s[source] + delays[sent])
         end_s[row] = end = start + seconds[row]
         free[rank] = end + delays[leaving] if blocks[leaving] else end
-        yield row, rank, needs, start
+        yield row, rank, start
     if order.blocked:
         now = max(float(np.max(end)) for end in end_s)
         raise Deadlock(_deadlock_message(schedule, order.blocked, now))
+
+
+@lru_cache(maxsize=16)
+def _needed(order: Keyed[RunOrder]) -> list[tuple[NDArray[np.intp], NDArray[np.intp]]]:
+    """(rows of actions, rows of what each needs of another rank): of the first that each needs, of
+    the second, and so on."""
+    found: list[list[tuple[int, int]]] = []
+    for row, _, needs, _ in order.value.steps:
+        found += [[] for _ in needs[len(found) :]]
+        for pairs, (source, _) in zip(found, needs, strict=False):
+            pairs.append((row, source))
+    columns = (np.array(pairs, dtype=np.intp).T for pairs in found)
+    return [(rows, sources) for rows, sources in columns]
 
 
 def _later(zero: Any) -> Callable[[Any, Any], Any]:

@@ -117,11 +117,10 @@ def _of_one_rank(
     compute_free = communication_free = 0.0
     starts: list[Seconds] = []
     ends: list[Seconds] = []
-    for task, took in zip(graph.tasks, seconds, strict=True):
-        computes = task.stream is Stream.COMPUTE
+    for (computes, waits), took in zip(graph.waits, seconds, strict=True):
         start = compute_free if computes else communication_free
-        if task.depends_on:
-            start = max(start, *[ends[earlier] for earlier in task.depends_on])
+        for earlier in waits:
+            start = max(start, ends[earlier])
         end = start + took
         starts.append(start)
         ends.append(end)
@@ -330,7 +329,7 @@ def run_side_by_side(
             f"{len(tasks)} tasks"
         )
     ranks = range(len(alone_s))
-    queues = [of_stream(graph, stream).tolist()[::-1] for stream in Stream]
+    queues = [graph.of_stream[stream].tolist()[::-1] for stream in Stream]
     waiting = [[list(queue) for queue in queues] for _ in ranks]
     running: list[list[int | None]] = [[None] * len(queues) for _ in ranks]
     left = np.ones(alone_s.shape)
@@ -373,16 +372,9 @@ def run_side_by_side(
     return [Log(graph, 0.0, *times, *times) for times in zip(start_s, end_s, strict=True)]
 
 
-def of_stream(graph: TaskGraph, stream: Stream) -> NDArray[np.intp]:
-    """Places of the tasks of a stream, in order."""
-    return np.array(
-        [place for place, task in enumerate(graph.tasks) if task.stream is stream], dtype=np.intp
-    )
-
-
 def busy_intervals(log: Log, stream: Stream) -> Times:
     """[intervals, 2, *axes], start and end of each time in which a stream runs a task."""
-    chosen = of_stream(log.graph, stream)
+    chosen = log.graph.of_stream[stream]
     return np.stack((log.start_s[chosen], log.end_s[chosen]), axis=1)
 
 
@@ -439,15 +431,15 @@ class Waiting:
 
 def waiting(log: Log) -> Waiting:
     """What the compute stream of each rank or sample waits for."""
-    tasks, compute = log.graph.tasks, of_stream(log.graph, Stream.COMPUTE)
+    compute = log.graph.of_stream[Stream.COMPUTE]
     starts, ends, ready = log.start_s[compute], log.end_s[compute], log.ready_s[compute]
     # From the end of each task, and from the beginning, until the next could start on this rank.
     since = np.concatenate((np.zeros((1, *log.spans_s.shape)), ends[:-1] + log.gap_s, ends[-1:]))
     until = np.concatenate((ready, log.spans_s[None]))
-    collectives = (ends - starts)[[tasks[place].collective for place in compute]].sum(axis=0)
+    collectives = (ends - starts)[log.graph.collective[compute]].sum(axis=0)
     transfers, ranks = (until - since).sum(axis=0), (starts - ready).sum(axis=0)
     if log.ready_s is not log.start_s:
-        sent = of_stream(log.graph, Stream.COMMUNICATION)
+        sent = log.graph.of_stream[Stream.COMMUNICATION]
         for begin, end in ((log.ready_s, log.start_s), (log.done_s, log.end_s)):
             idle = _covered(since, until, begin[sent], end[sent])
             transfers, ranks = transfers - idle, ranks + idle

@@ -9,10 +9,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import lru_cache
+from typing import TypeAlias
 
 import numpy as np
+from numpy.typing import NDArray
 
 from hardware_profiles.by_content import Keyed, object_key
 from hardware_profiles.units import Seconds, format_bandwidth
@@ -20,7 +22,7 @@ from reference_model.trace import ALL_TO_ALL_KINDS, Operator
 from simulator.execution import timeline
 from simulator.execution.optimizer import ChunkState, with_state_collectives
 from simulator.hardware.costs import KernelCostModel
-from simulator.hardware.kernels.families import family_of
+from simulator.hardware.kernels.families import Family, family_of
 from simulator.hardware.kernels.roofline import is_tensor
 from simulator.hardware.network.fabric_load import NO_LIMIT, FabricLoad
 from simulator.hardware.network.transfers import exchange_sms
@@ -193,36 +195,35 @@ def cost_graphs(
     Args:
         lone_keep: as of `task_sms`.
     """
-    of_graphs = _kernels_of(
+    asked = _asked_of(
         tuple((object_key(graph), key.work == OVERLAPPED) for key, graph in graphs.items()),
-        Keyed((id(costs.kernels_), costs.common_), costs),
         # A GPU that holds every expert exchanges no tokens, so none travel beside its kernels.
         exchanges=costs.expert_parallel_ranks > 1,
         sms=sms,
         communication_sms=communication_sms,
         lone_keep=lone_keep,
     )
-    known = dict(zip(graphs, of_graphs, strict=True))
-    sent = [
-        (key, graphs[key].operators[graphs[key].tasks[place].operator], one.sms[place], place)
-        for key, one in known.items()
-        for place in one.exchanges
-    ]
-    moved = costs.predict(
-        [operator for _, operator, _, _ in sent],
-        sms=[count for _, _, count, _ in sent],
-        overlapped=[known[key].beside_tokens[place] for key, _, _, place in sent],
-        load=[key.load for key, _, _, _ in sent],
+    kernels = _kernels_of(object_key(asked), Keyed((id(costs.kernels_), costs.common_), costs))
+    every = kernels.with_at(
+        asked.sent_at,
+        costs.predict(
+            [operator for operator, _, _ in asked.sent],
+            sms=[count for _, count, _ in asked.sent],
+            overlapped=[beside for _, _, beside in asked.sent],
+            load=[
+                key.load
+                for key, one in zip(graphs, asked.graphs, strict=True)
+                for _ in range(one.sent)
+            ],
+        ),
     )
-    predictions, start = {}, 0
-    for key, one in known.items():
-        end = start + len(one.exchanges)
-        found = one.times.with_at(one.exchanges, moved.part(slice(start, end)))
-        start = end
-        of_tasks = graphs[key].task_operators()
+    predictions = {}
+    for (key, graph), one in zip(graphs.items(), asked.graphs, strict=True):
+        found = every.part(one.tasks)
         if one.shared:
-            found = with_collectives(found, of_tasks, costs)
+            found = with_collectives(found, graph.task_operators(), costs)
         if key.state is not None:
+            of_tasks = graph.task_operators()
             states = [key.state] * len(of_tasks)
             found = with_state_collectives(found, of_tasks, states, costs.transfers_)
             found = beside_state(
@@ -236,57 +237,54 @@ def cost_graphs(
     return predictions
 
 
-@dataclass(frozen=True, slots=True)
-class _Kernels:
-    """What a graph's kernels take, whatever its transfers do."""
+_Work: TypeAlias = tuple[Operator, int, bool]
+"""An operator, its SMs, and whether tokens travel, or for tokens that travel compute, beside it."""
 
-    times: Prediction
-    """[tasks], zero of dispatch and combine."""
-    exchanges: tuple[int, ...]
-    """Places of these."""
+
+@dataclass(frozen=True, slots=True)
+class _OfGraph:
+    """Where a graph stands among the tasks of several."""
+
+    tasks: slice
+    sent: int
+    """How many of them are dispatch and combine."""
     shared: bool
     """Whether GPUs that share layers or sequences exchange anything in it."""
-    sms: tuple[int, ...]
-    """[tasks], as of `task_sms`."""
-    beside_tokens: tuple[bool, ...]
-    """[tasks], whether tokens, or compute, are beside it."""
     alone: tuple[bool, ...]
-    """[tasks], whether it is a kernel with nothing of that beside it."""
+    """[its tasks], whether it is a kernel with nothing beside it."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Asked:
+    """What the tasks of several graphs ask for, one graph after the other, whatever they take."""
+
+    graphs: tuple[_OfGraph, ...]
+    families: tuple[Family, ...]
+    """[tasks]"""
+    sent: tuple[_Work, ...]
+    """Every dispatch and combine."""
+    sent_at: NDArray[np.intp]
+    """Which of the tasks each of these is."""
+    kernels: tuple[_Work, ...]
+    """All other kernels, those that take the same time once."""
+    kernels_at: NDArray[np.intp]
+    """Which of the tasks are other kernels."""
+    kernel: NDArray[np.intp]
+    """Which of `kernels` each of these is."""
 
 
 @lru_cache(maxsize=128)
-def _kernels_of(
-    graphs: tuple[tuple[Keyed[TaskGraph], bool], ...],
-    costs: Keyed[KernelCostModel],
-    *,
-    exchanges: bool,
-    sms: int,
-    communication_sms: int,
-    lone_keep: bool,
-) -> list[_Kernels]:
-    """Worked out once for the same graphs and kernel times: scenarios differ mostly in links,
-    schedules, or layouts of the same chunks.
-
-    Args:
-        graphs: with whether each is a pair.
-        exchanges: whether tokens travel between GPUs.
-    """
-    of_graphs, asked = _asked_of(
-        graphs,
-        exchanges=exchanges,
-        sms=sms,
-        communication_sms=communication_sms,
-        lone_keep=lone_keep,
-    )
+def _kernels_of(asked: Keyed[_Asked], costs: Keyed[KernelCostModel]) -> Prediction:
+    """[tasks] what kernels take, zero of dispatch and combine; worked out once for the same graphs
+    and kernel times, since scenarios differ mostly in links, schedules, or layouts of the same
+    chunks."""
+    of = asked.value
     times = costs.value.predict(
-        [operator for operator, _, _ in asked],
-        sms=[count for _, count, _ in asked],
-        overlapped=[with_tokens for _, _, with_tokens in asked],
+        [operator for operator, _, _ in of.kernels],
+        sms=[count for _, count, _ in of.kernels],
+        overlapped=[beside for _, _, beside in of.kernels],
     )
-    return [
-        replace(one, times=one.times.with_at(places, times.at(numbers)))
-        for one, places, numbers in of_graphs
-    ]
+    return Prediction.none(of.families).with_at(of.kernels_at, times.at(of.kernel))
 
 
 @lru_cache(maxsize=32)
@@ -297,44 +295,57 @@ def _asked_of(
     sms: int,
     communication_sms: int,
     lone_keep: bool,
-) -> tuple[list[tuple[_Kernels, list[int], list[int]]], list[tuple[Operator, int, bool]]]:
-    """What `_kernels_of` asks for, whatever it takes: each graph without times, the places of its
-    kernels and the number of what each asks for; and operator, SMs and whether tokens are beside it
-    of each number."""
-    found = []
-    number_of: dict[tuple[int, int, bool], int] = {}
-    asked: list[tuple[Operator, int, bool]] = []
+) -> _Asked:
+    """Worked out once for the same graphs.
+
+    Args:
+        graphs: with whether each is a pair.
+        exchanges: whether tokens travel between GPUs.
+    """
+    found: list[_OfGraph] = []
+    families: list[Family] = []
+    sent: dict[int, _Work] = {}
+    kernels: dict[int, _Work] = {}
     for lowered, pair in graphs:
         graph = lowered.value
-        operators = graph.task_operators()
         counts = task_sms(
             graph, pair=pair, sms=sms, communication_sms=communication_sms, lone_keep=lone_keep
         )
+        operators, start = graph.task_operators(), len(families)
         beside = [task.overlapped and exchanges for task in graph.tasks]
-        sent, kernels, numbers = [], [], []
-        for place, operator in enumerate(operators):
-            if operator.kind in ALL_TO_ALL_KINDS:
-                sent.append(place)
-                continue
-            mark = (id(operator), counts[place], beside[place])
-            number = number_of.setdefault(mark, len(asked))
-            if number == len(asked):
-                asked.append((operator, counts[place], beside[place]))
-            kernels.append(place)
-            numbers.append(number)
-        one = _Kernels(
-            Prediction.none([family_of(operator) for operator in operators]),
-            tuple(sent),
-            any(shared_axis(operator) is not None for operator in operators),
-            tuple(counts),
-            tuple(beside),
-            tuple(
-                task.stream is Stream.COMPUTE and not with_tokens
-                for task, with_tokens in zip(graph.tasks, beside, strict=True)
-            ),
+        before = len(sent)
+        for place, work in enumerate(zip(operators, counts, beside, strict=True), start):
+            into = sent if work[0].kind in ALL_TO_ALL_KINDS else kernels
+            into[place] = work
+        families += map(family_of, operators)
+        found.append(
+            _OfGraph(
+                slice(start, len(families)),
+                len(sent) - before,
+                any(shared_axis(operator) is not None for operator in operators),
+                tuple(
+                    task.stream is Stream.COMPUTE and not with_tokens
+                    for task, with_tokens in zip(graph.tasks, beside, strict=True)
+                ),
+            )
         )
-        found.append((one, kernels, numbers))
-    return found, asked
+    # Names and phases of operators are nothing to their times.
+    number: dict[tuple[object, ...], int] = {}
+    kernel = [
+        number.setdefault((families[place], operator.sizes, count, with_tokens), len(number))
+        for place, (operator, count, with_tokens) in kernels.items()
+    ]
+    _, firsts = np.unique(kernel, return_index=True)
+    every = tuple(kernels.values())
+    return _Asked(
+        tuple(found),
+        tuple(families),
+        tuple(sent.values()),
+        np.array(list(sent), dtype=np.intp),
+        tuple(every[first] for first in firsts.tolist()),
+        np.array(list(kernels), dtype=np.intp),
+        np.array(kernel, dtype=np.intp),
+    )
 
 
 def beside_state(

@@ -464,7 +464,7 @@ class _Drawing:
             lasted[number] = (end - start).mean(axis=(1, 2, 3))
             if pair.graph.tasks[number].stream is Stream.COMMUNICATION:
                 alone += waited
-        order = timeline.of_stream(pair.graph, Stream.COMMUNICATION)
+        order = pair.graph.of_stream[Stream.COMMUNICATION]
         parts: list[tuple[int, str]] = []
         sums: list[tuple[float, float]] = []
         for block in order.tolist():

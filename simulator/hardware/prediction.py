@@ -45,15 +45,15 @@ class Prediction:
         above = np.hypot(np.log(np.maximum(self.high, value) / value), self.common[1])
         return self.seconds * np.exp(-below), self.seconds * np.exp(above)
 
-    def at(self, places: Sequence[int]) -> Prediction:
+    def at(self, places: Sequence[int] | NDArray[np.intp]) -> Prediction:
         """The predictions at some places."""
-        chosen = list(places)
+        chosen = np.asarray(places, dtype=np.intp)
         return Prediction(
             self.seconds[chosen],
             self.low[chosen],
             self.high[chosen],
             self.provenance[chosen],
-            tuple(self.family[place] for place in chosen),
+            tuple(map(self.family.__getitem__, chosen.tolist())),
             self.common[:, chosen],
         )
 
@@ -75,15 +75,12 @@ class Prediction:
         codes = np.zeros(len(families), dtype=np.intp)
         return cls(zero, zero, zero, codes, tuple(families), np.zeros((2, len(families))))
 
-    def with_at(self, places: Sequence[int], other: Prediction) -> Prediction:
+    def with_at(self, places: NDArray[np.intp], other: Prediction) -> Prediction:
         """The same with other times of the same families at some places."""
-        if not len(places):
-            return self
-        chosen = list(places)
         seconds, low, high = (ends.copy() for ends in (self.seconds, self.low, self.high))
-        seconds[chosen], low[chosen], high[chosen] = other.seconds, other.low, other.high
+        seconds[places], low[places], high[places] = other.seconds, other.low, other.high
         provenance, common = self.provenance.copy(), self.common.copy()
-        provenance[chosen], common[:, chosen] = other.provenance, other.common
+        provenance[places], common[:, places] = other.provenance, other.common
         return Prediction(seconds, low, high, provenance, self.family, common)
 
     def with_others(self, others: Mapping[int, Prediction]) -> Prediction:

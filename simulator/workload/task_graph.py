@@ -6,9 +6,13 @@ stream run in the order of the graph, one at a time, as kernels in a CUDA stream
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
+from functools import cached_property
+
+import numpy as np
+from numpy.typing import NDArray
 
 from reference_model.trace import COLLECTIVE_KINDS, Operator
 
@@ -47,9 +51,12 @@ class Task:
     each rank begins when it is ready itself and ends when the last sender's copies are there."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class TaskGraph:
-    """Tasks in issue order. They point to operators, so that one order serves every size."""
+    """Tasks in issue order. They point to operators, so that one order serves every size.
+
+    What its order says is worked out once: it runs again and again at other times.
+    """
 
     name: str
     layers: tuple[str, ...]
@@ -70,6 +77,27 @@ class TaskGraph:
     def task_operators(self) -> list[Operator]:
         """[tasks], the operator of each."""
         return [self.operators[task.operator] for task in self.tasks]
+
+    @cached_property
+    def of_stream(self) -> Mapping[Stream, NDArray[np.intp]]:
+        """Places of the tasks of each stream, in order."""
+        return {
+            stream: np.array(
+                [place for place, task in enumerate(self.tasks) if task.stream is stream],
+                dtype=np.intp,
+            )
+            for stream in Stream
+        }
+
+    @cached_property
+    def collective(self) -> NDArray[np.bool_]:
+        """[tasks], whether each needs every rank of the group."""
+        return np.array([task.collective for task in self.tasks], dtype=np.bool_)
+
+    @cached_property
+    def waits(self) -> tuple[tuple[bool, tuple[int, ...]], ...]:
+        """[tasks], whether each computes, and the tasks that it waits for."""
+        return tuple((task.stream is Stream.COMPUTE, task.depends_on) for task in self.tasks)
 
 
 def collapsed(graph: TaskGraph) -> tuple[TaskGraph, tuple[int, ...]]:

@@ -157,9 +157,7 @@ def check_times(log: timeline.Log) -> None:
     Raises AssertionError, as no input may break it.
     """
     busy = log.end_s - log.ready_s
-    of_stream = np.stack(
-        [busy[timeline.of_stream(log.graph, stream)].sum(axis=0) for stream in Stream]
-    )
+    of_stream = np.stack([busy[log.graph.of_stream[stream]].sum(axis=0) for stream in Stream])
     spans = log.end_s.max(axis=0, initial=0.0)
     rounding = 1e-9 * spans
     gaps = 2 * len(log.graph.tasks) * log.gap_s
@@ -256,7 +254,7 @@ class _Run:
         """Run the tasks of one stream of a rank."""
         env, end = self.env, self.end
         free = 0.0
-        for place in timeline.of_stream(self.graph, stream).tolist():
+        for place in self.graph.of_stream[stream].tolist():
             task = self.graph.tasks[place]
             for earlier in task.depends_on:
                 if np.isnan(end[earlier, rank]):

@@ -24,6 +24,7 @@ from simulator.analysis.training_metrics import (
 )
 from simulator.execution.host_state import HostState, averaging_seconds
 from simulator.hardware.network.fabric_load import FabricLoad
+from simulator.hardware.prediction import MEASURED, MODELLED
 from simulator.scenario.files import load_scenario
 from simulator.workload.schedules.order import (
     FORWARD_WORK,
@@ -234,11 +235,11 @@ def test_draws_in_which_the_fullest_gpu_exceeds_its_memory_are_warned_of():
 
 def test_kernel_time_is_shared_by_where_it_comes_from():
     """2 s and 2 s measured, 4 s modelled: 4 of 8 s each."""
-    times = [("measured", 2.0), ("modelled", 4.0), ("measured", 2.0)]
-    assert provenance_shares(times) == {
+    rests_on = np.array([MEASURED, MODELLED, MEASURED])
+    assert provenance_shares(rests_on, np.array([2.0, 4.0, 2.0])) == {
         "measured": 0.5, "interpolated": 0.0, "extrapolated": 0.0, "modelled": 0.5,
     }  # fmt: skip
-    assert set(provenance_shares([]).values()) == {0.0}
+    assert set(provenance_shares(rests_on[:0], np.array([])).values()) == {0.0}
 
 
 def test_a_kernel_counts_in_the_step_as_often_as_its_chunk_runs():
