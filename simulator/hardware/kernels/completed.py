@@ -31,7 +31,12 @@ from simulator.hardware.kernels.kept_times import (
     times_digest,
     write_times,
 )
-from simulator.hardware.kernels.related import RELATED_KINDS, related_batch, related_family
+from simulator.hardware.kernels.related import (
+    RELATED_KINDS,
+    is_another_result,
+    related_batch,
+    related_family,
+)
 from simulator.hardware.kernels.roofline import (
     Batch,
     batch_of,
@@ -357,9 +362,13 @@ class CompletedKernels:
         return related_family(family, known, also)
 
     def _stand_in(self, family: Family) -> Family | None:
-        """The family of the same product for a kernel of whose kind nobody has rows."""
+        """The family of the same product for a kernel of whose kind nobody has rows, or of which
+        own rows know another result type alone."""
         if family[0] not in RELATED_KINDS or (False, family) in self.own.families:
             return None
+        same = {of for _, of in self.own.families if is_another_result(family, of)}
+        if same:
+            return related_family(family, same, same)
         known = {of for model in (self.own, *self.own.others) for _, of in model.families}
         if any(of[0] == family[0] for of in known):
             return None

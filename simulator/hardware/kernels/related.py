@@ -1,9 +1,10 @@
 """Kernels that compute the same product: rows of one say how fast the other is.
 
-A table of an engine's kernels times forward products. Its weight gradients and products into
-another result type run on the same tiles, so that where one calibration has rows of both and
-another of the first alone, the second's time of the other follows in the first's ratio. Where none
-has rows of a kernel, it takes what a related one makes of its time at peak.
+A table of an engine's kernels times forward products. Its weight gradients run on the same tiles and
+add into their result, so that where one calibration has rows of both and another of the first alone,
+the second's time of the other follows in the first's ratio. A product that only writes another
+result type takes what own rows of it make of its time at peak, and so does a kernel that none has
+rows of by a related one's.
 """
 
 from __future__ import annotations
@@ -56,6 +57,12 @@ _SIZES: Mapping[tuple[str, str], Callable[[Sizes], Sizes]] = {
 """{(kind, the kind it is related to): the sizes of that from the sizes of this}"""
 
 RELATED_KINDS = frozenset(kind for kind, _ in _SIZES)
+
+
+def is_another_result(family: Family, other: Family) -> bool:
+    """Whether two products of the same operand type differ in their result's type alone."""
+    kind, dtype, _, accumulate = family
+    return (kind, kind) in _SIZES and (kind, dtype, accumulate) == (*other[:2], other[3])
 
 
 def related_family(
