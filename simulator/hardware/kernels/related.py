@@ -1,10 +1,10 @@
 """Kernels that compute the same product: rows of one say how fast the other is.
 
-A table of an engine's kernels times forward products. Its weight gradients run on the same tiles and
-add into their result, so that where one calibration has rows of both and another of the first alone,
-the second's time of the other follows in the first's ratio. A product that only writes another
-result type takes what own rows of it make of its time at peak, and so does a kernel that none has
-rows of by a related one's.
+A table of an engine's kernels times forward products. Its weight gradients run on the same tiles
+and add into their result, so that where one calibration has rows of both and another of the first
+alone, the second's time of the other follows in the first's ratio. A product that only writes
+another result type takes what own rows of it make of its time at peak, and so does a kernel that
+none has rows of by a related one's.
 """
 
 from __future__ import annotations
