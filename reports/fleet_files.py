@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -37,6 +38,8 @@ Instances = Sequence["InstanceSummary"]
 
 _PARTS = ("queue", "prefill", "wait for decode", "decode")
 """Of the life of a request."""
+MOST_REQUESTS = 5_000
+"""Requests that a trace shows: of more, every second, third, or so on, over the whole stretch."""
 
 
 def write_fleet_run(run: Run[ObservedFleet], metrics: Mapping[str, Any], directory: Path) -> None:
@@ -110,7 +113,7 @@ def request_columns(records: FleetRecords, instances: Instances) -> dict[str, An
 def fleet_events(records: FleetRecords, instances: Instances) -> Iterator[Event]:
     """What the instances do for a while: their iterations as slices, an arrow per request from the
     pass that gives its first token to its first decode step, requests as spans of their own, and
-    counters of KV cache, batch and queue."""
+    counters of KV cache, batch and queue. Of more than MOST_REQUESTS a part is shown, evenly."""
     iterations, names = records.kept_iterations(), instance_names(instances)
     tracks = {number: (1 + number, 0) for number in range(len(instances))}
     for number, name in enumerate(names):
@@ -124,7 +127,10 @@ def fleet_events(records: FleetRecords, instances: Instances) -> Iterator[Event]
             (requests["prefill_start_s"] >= float(iterations["start_s"].min()))
             & (requests["end_s"] <= float(ends.max()))
         )
-        yield from name_process(len(instances) + 1, "requests")
+        every = max(1, math.ceil(len(shown) / MOST_REQUESTS))
+        shown = shown.where(np.arange(len(shown)) % every == 0)
+        of_all = f", one of every {every}" if every > 1 else ""
+        yield from name_process(len(instances) + 1, f"requests{of_all}")
         yield from _spans(shown, len(instances) + 1)
         yield from _arrows(shown, iterations)
 

@@ -4,6 +4,7 @@ from types import SimpleNamespace
 
 import numpy as np
 
+from reports import fleet_files
 from reports.fleet_files import fleet_events, instance_names, request_columns
 from simulator.execution.fleet.log import IterationRow, RequestRow, RowBlock
 
@@ -62,3 +63,16 @@ def test_an_arrow_leads_from_the_pass_of_a_request_to_its_first_decode_step():
     assert spans == ["request 0: 100 + 0 tokens", "queue", "prefill", "wait for decode", "decode"]
     shares = [event["args"]["%"] for event in events if event["name"] == "KV cache (% in use)"]
     assert shares == [0.0, 25.0]
+
+
+def test_of_many_requests_a_trace_shows_every_so_manieth_and_says_so(monkeypatch):
+    monkeypatch.setattr(fleet_files, "MOST_REQUESTS", 3)
+    first = REQUESTS.rows[0]
+    many = RowBlock(RequestRow._fields, np.tile(first, (7, 1)))
+    many.rows[:, RequestRow._fields.index("request")] = range(7)
+    records = SimpleNamespace(all_requests=lambda: many, kept_iterations=lambda: ITERATIONS)
+    events = list(fleet_events(records, INSTANCES))
+    shown = {event["id"] for event in events if event["ph"] in "bsf"}
+    assert shown == {0, 3, 6}
+    names = [event["args"]["name"] for event in events if event["name"] == "process_name"]
+    assert names[-1] == "requests, one of every 3"
