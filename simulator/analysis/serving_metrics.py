@@ -316,7 +316,8 @@ def transfer_metrics(step: ServingStep) -> dict[str, Any]:
 def expert_metrics(run: ServingRun) -> dict[str, Any]:
     """How uneven expert loads are over GPUs and links, and what rebalancing costs."""
     job, loads = run.job, run.step.loads
-    uneven = loads.max_over_mean if run.draws is None else run.draws.max_over_mean
+    drawn = None if run.draws is None else run.draws.ranks
+    uneven = loads.max_over_mean if drawn is None else drawn.max_over_mean
     return {
         "load": job.skew.rows.form,
         "compute_max_over_mean": uneven,

@@ -62,8 +62,6 @@ class StepDraws:
     "kernels": what their errors alone make of ideal ranks."""
     waited_s: Array
     """[ranks], time in which a rank waits for others, mean over draws, least first."""
-    max_over_mean: float
-    """Rows of the busiest rank over the mean, mean over layers, micro-batches and draws."""
     active_experts: float
     """Local experts that have rows, mean over ranks, layers, micro-batches and draws."""
     causes_s: Mapping[str, Seconds]
@@ -95,7 +93,7 @@ class ServingRanks:
 
     @property
     def max_over_mean(self) -> float:
-        """Rows of the busiest rank, mean over layers, micro-batches and draws."""
+        """Rows of the busiest rank over the mean, mean over layers, micro-batches and draws."""
         busiest = [float(part.max(axis=(0, 1)).mean()) for layer in self.rows for part in layer]
         return float(np.mean(busiest)) if busiest else 1.0
 
@@ -170,9 +168,8 @@ def step_draws(
         kernels = np.maximum(spans, step.host_s) + host
         inputs = {"kernels": kernels} | inputs
     if job.skew.is_none:
-        even = step.loads.max_over_mean
         active = step.loads.active
-        return StepDraws(kernels, step.step_s, inputs, np.zeros(job.gpus), even, active, {}, None)
+        return StepDraws(kernels, step.step_s, inputs, np.zeros(job.gpus), active, {}, None)
     priors: dict[str, Array] = {}
     for name, prior in priors_of(job.skew).items():
         normal = draws.of(("skew", name))
@@ -204,7 +201,6 @@ def step_draws(
         ideal_s=step.step_s,
         inputs=inputs,
         waited_s=waited,
-        max_over_mean=ranks.max_over_mean,
         active_experts=_active_experts(step, ranks) if attributed else step.loads.active,
         causes_s=causes,
         ranks=ranks,
@@ -368,8 +364,11 @@ def _run_at_once(blocks: ServingBlocks, ranks: ServingRanks, waits: bool) -> tup
         ends_of[task.stream] = end
     last = reduce(np.maximum, ends_of.values())
     ends = last.max(axis=(0, 1))
-    waited += ends - last
-    return ends, np.sort(waited.reshape(waited.size // len(ends), len(ends)), axis=0)
+    of_ranks = (waited.size // len(ends), len(ends))
+    if waits:
+        waited += ends - last
+        waited = np.sort(waited.reshape(of_ranks), axis=0)
+    return ends, waited.reshape(of_ranks)
 
 
 def _durations(blocks: ServingBlocks, ranks: ServingRanks) -> Iterator[tuple[Single, Single]]:

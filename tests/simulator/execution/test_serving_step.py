@@ -82,7 +82,7 @@ def test_skew_slows_the_step_and_ideal_ranks_are_shown_beside():
     scenario = load_scenario("prefill_ep32_h100", ["skew.rows.max_over_mean=1.5"])
     run = simulate_serving_step(scenario, recorded_trace)
     assert run.draws is not None
-    assert run.draws.max_over_mean == pytest.approx(1.5, rel=1e-6)
+    assert run.draws.ranks.max_over_mean == pytest.approx(1.5, rel=1e-6)
     assert run.draws.expected_s > run.step.step_s == run.draws.ideal_s
     assert run.without_slowdown.step_s <= run.step.step_s
 
@@ -97,7 +97,7 @@ def test_redundant_experts_even_out_the_ranks():
         )
         for redundant in (0, 64)
     }
-    assert draws[64].max_over_mean < draws[0].max_over_mean
+    assert draws[64].ranks.max_over_mean < draws[0].ranks.max_over_mean
     for drawn in draws.values():
         assert drawn.ideal_s < drawn.expected_s
 
