@@ -96,8 +96,7 @@ class Accounts:
     def arrive(self, live: LiveRequest) -> None:
         """Count a request that arrives."""
         self.arrived += 1
-        self._last_arrival_s = self._env.now
-        self._integrate()
+        self._last_arrival_s = self._integrate()
         self.inside[live] = None
 
     def end_arrivals(self) -> None:
@@ -108,7 +107,7 @@ class Accounts:
 
     def end(self, live: LiveRequest, outcome: Outcome) -> None:
         """Count a request that ends."""
-        self._integrate()
+        now = self._integrate()
         del self.inside[live]
         self.ended += 1
         if outcome is Outcome.FINISHED:
@@ -118,10 +117,11 @@ class Accounts:
         else:
             reason = outcome.name.removeprefix("REJECTED_").lower()
             self._rejected[reason] = self._rejected.get(reason, 0) + 1
-        self._log.request(live.row(self._env.now, outcome))
-        awaited = self._awaited.pop(live.request.index, None)
-        if awaited is not None:
-            awaited.succeed()
+        self._log.request(live.row(now, outcome))
+        if self._awaited:
+            awaited = self._awaited.pop(live.request.index, None)
+            if awaited is not None:
+                awaited.succeed()
         self._check_done()
 
     def enter_service(self, instance: Instance) -> None:
@@ -136,8 +136,7 @@ class Accounts:
 
     def close(self, instances: Sequence[Instance], read: ReadCounts) -> FleetRun:
         """End the run: log who is still inside and return the balance."""
-        now = self._env.now
-        self._integrate()
+        now = self._integrate()
         for live in self.inside:
             self._log.request(live.row(now, Outcome.UNFINISHED))
         if not self.arrivals_over:
@@ -172,11 +171,12 @@ class Accounts:
             read=read,
         )
 
-    def _integrate(self) -> None:
-        """Keep the integral of the number of requests inside up to now."""
+    def _integrate(self) -> float:
+        """Keep the integral of the number of requests inside up to now, which is returned."""
         now = self._env.now
         self._request_seconds += len(self.inside) * (now - self._changed_s)
         self._changed_s = now
+        return now
 
     def _check_done(self) -> None:
         if self.arrivals_over and not self.inside and not self.done.triggered:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import heapq
 import math
+from operator import attrgetter
 
 from simulator.execution.fleet.live_request import LiveRequest
 
@@ -147,7 +148,7 @@ class DecodeBatch:
 
     def last_joined(self, rank: int) -> LiveRequest:
         """The rank's request to preempt first: least urgent, then latest arrival."""
-        return max(self.residents[rank], key=lambda live: live.order)
+        return max(self.residents[rank], key=attrgetter("order"))
 
     def _drop(self, live: LiveRequest) -> None:
         rank = live.rank

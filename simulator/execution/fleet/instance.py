@@ -144,7 +144,7 @@ class Instance:
             return None
         loads = self.cache.loads()
         best = loads.index(min(loads))
-        if self.fits(live, best):
+        if self._fitting(live, (best,)):
             return best
         fitting = self._fitting(live, range(self.spec.ranks))
         return min(fitting, key=loads.__getitem__) if fitting else None

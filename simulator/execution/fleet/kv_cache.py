@@ -67,8 +67,10 @@ class KvCache:
         tokens += self._batch.slack
         self._held_by[live] = (rank, tokens)
         self._holders[rank] += 1
-        self._hold(rank, tokens)
+        self.held[rank] += tokens
+        self._held_total += tokens
         self.allocated += tokens
+        self._loads = None
 
     def expect(self, live: LiveRequest, rank: int, tokens: float) -> None:
         """Set KV cache aside for a request that will join the batch."""
@@ -95,7 +97,9 @@ class KvCache:
         if not self._reserve_full:
             rank, tokens = self._held_by[live]
             self._held_by[live] = (rank, 0)
-            self._hold(rank, -tokens)
+            self.held[rank] -= tokens
+            self._held_total -= tokens
+            self._loads = None
             self.allocated += live.kv_tokens + self._batch.slack - tokens
         self._batch.join(live)
 
@@ -120,17 +124,10 @@ class KvCache:
         """Free what was set aside for a request."""
         rank, tokens = self._held_by.pop(live)
         self._holders[rank] -= 1
-        self._hold(rank, -tokens)
-        if not self._holders[rank]:
-            # Parts of tokens do not sum to exactly nothing, and only an empty rank is all of use.
-            self.held[rank] = 0
-        if self.empty:
-            self._held_total = 0
+        # Parts of tokens do not sum to exactly nothing, and only an empty rank is all of use.
+        self.held[rank] = self.held[rank] - tokens if self._holders[rank] else 0
+        self._held_total = self._held_total - tokens if self._held_by else 0
         self.freed += tokens
-
-    def _hold(self, rank: int, tokens: float) -> None:
-        self.held[rank] += tokens
-        self._held_total += tokens
         self._loads = None
 
     # Room

@@ -185,12 +185,13 @@ class LogWriter:
 
     def __init__(self, log: FleetLog) -> None:
         self._log = log
-        self._requests: list[RequestRow] = []
+        self._requests: list[tuple[float, ...]] = []
         self._iterations: list[tuple[float, ...]] = []
         self._gaps: list[tuple[float, float]] = []
         self._samples: list[SampleRow] = []
 
-    def request(self, row: RequestRow) -> None:
+    def request(self, row: tuple[float, ...]) -> None:
+        """``row`` has the fields of RequestRow; a plain tuple because there are a million."""
         self._requests.append(row)
         if len(self._requests) >= self.ROWS:
             self.flush()

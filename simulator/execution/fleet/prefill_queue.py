@@ -126,15 +126,13 @@ class PrefillQueue:
         loads = [self._empty_load(decoding[rank]) for rank in range(len(self._partial))]
         completed: list[LiveRequest] = []
 
-        def compute(live: LiveRequest, load: _RankLoad) -> None:
-            if self._compute(live, load):
-                completed.append(live)
-
         for load, partial in zip(loads, self._partial, strict=True):
             for live in list(partial):
-                if not self._room(live, load):
+                chunk = self._room(live, load)
+                if not chunk:
                     break
-                compute(live, load)
+                if self._compute(live, load, chunk):
+                    completed.append(live)
         work = [load.work_s for load in loads]
         while self._waiting:
             live = self._waiting[0][1]
@@ -146,8 +144,10 @@ class PrefillQueue:
             live.computed = begin(live)
             self._partial[rank][live] = None
             self._partials += 1
-            compute(live, loads[rank])
-            work[rank] = loads[rank].work_s
+            load = loads[rank]
+            if self._compute(live, load, self._room(live, load)):
+                completed.append(live)
+            work[rank] = load.work_s
         for live in completed:
             del self._partial[live.rank][live]
         self._partials -= len(completed)
@@ -196,7 +196,8 @@ class PrefillQueue:
 
     def _room(self, live: LiveRequest, load: _RankLoad) -> int:
         """Tokens of a request that a rank can still take: within its tokens and its work."""
-        left = min(live.context - live.computed, load.tokens_left)
+        left = live.context - live.computed
+        left = min(left, load.tokens_left)
         if self._limit_s == math.inf or not left:
             return left
         work_s = max(self._limit_s - load.work_s, 0.0)
@@ -207,9 +208,8 @@ class PrefillQueue:
         # A full pass is all of its tokens, not one less by rounding.
         return min(left, math.floor(n * (1 + ROUNDING)) or (0 if load.tokens else 1))
 
-    def _compute(self, live: LiveRequest, load: _RankLoad) -> bool:
-        """Let a rank take what it can of a request; return whether that is the rest of it."""
-        chunk = self._room(live, load)
+    def _compute(self, live: LiveRequest, load: _RankLoad, chunk: int) -> bool:
+        """Let a rank take a chunk of a request; return whether that is the rest of it."""
         # Token i of a chunk behind c computed ones attends to c + i tokens.
         attended = chunk * (live.computed + (chunk + 1) / 2)
         load.attended += attended

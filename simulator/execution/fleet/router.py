@@ -13,6 +13,8 @@ from __future__ import annotations
 
 import bisect
 from collections.abc import Mapping
+from functools import partial
+from operator import attrgetter
 
 import numpy as np
 import simpy
@@ -29,6 +31,9 @@ from simulator.hardware.network.fairness import Integers
 from simulator.hardware.network.flows import Network, make_flows
 from simulator.hardware.network.transfers import Link, host_link, network_link
 from simulator.scenario.fleet import CacheTier, FleetJob, PoolSpec
+
+_ORDER = attrgetter("order")
+_QUEUED_S = attrgetter("queue.cost_s")
 
 
 class Router:
@@ -155,7 +160,7 @@ class Router:
             instance = choices[0]
             live.cost_s = self._prefill_cost_s(live, self._cached_in(live, instance))
         elif job.routing == "least_loaded" or len(choices) == 1:
-            instance = min(choices, key=lambda choice: choice.queue.cost_s)
+            instance = min(choices, key=_QUEUED_S)
             live.cost_s = self._prefill_cost_s(live, self._cached_in(live, instance))
         else:
             costs = [self._prefill_cost_s(live, self._cached_in(live, i)) for i in choices]
@@ -206,10 +211,10 @@ class Router:
             instance.enqueue(live)
             return
         event = self._env.timeout(ready - now)
-        event.callbacks.append(lambda _: self._loaded(live))
+        event.callbacks.append(partial(self._loaded, live))
         self._loading[live] = (instance, event)
 
-    def _loaded(self, live: LiveRequest) -> None:
+    def _loaded(self, live: LiveRequest, _event: simpy.Event) -> None:
         instance, _ = self._loading.pop(live)
         instance.enqueue(live)
 
@@ -250,7 +255,7 @@ class Router:
         else:
             self._sources[live] = instance
             waiting = self._waiting_decode
-            bisect.insort(waiting, live, key=_order)
+            bisect.insort(waiting, live, key=_ORDER)
             # Behind others it waits with them: only room that becomes free can help.
             if waiting[0] is live:
                 self._place(self.decoding)
@@ -308,10 +313,10 @@ class Router:
         self, live: LiveRequest, source: Instance | None, target: Instance, event: simpy.Event
     ) -> None:
         assert event.callbacks is not None  # it has not happened
-        event.callbacks.append(lambda _: self._moved(live))
+        event.callbacks.append(partial(self._moved, live))
         self._transfers[live] = (source, target, event)
 
-    def _moved(self, live: LiveRequest) -> None:
+    def _moved(self, live: LiveRequest, _event: simpy.Event) -> None:
         source, target, _ = self._transfers.pop(live)
         target.arrive(live)
         if source is not None:
@@ -374,7 +379,7 @@ class Router:
             _, event = self._loading.pop(live)
             event.callbacks.clear()
             queued.append(live)
-        for live in sorted(lost + queued, key=_order):
+        for live in sorted(lost + queued, key=_ORDER):
             self.route(live)
         # Room that was set aside for KV cache on its way is free again.
         self._place(self.decoding)
@@ -383,7 +388,7 @@ class Router:
     def serve_again(self) -> None:
         """An instance has come into service: what waited for one gets its chance."""
         parked, self._parked = self._parked, []
-        for live in sorted(parked, key=_order):
+        for live in sorted(parked, key=_ORDER):
             self.route(live)
         self._place(self.decoding)
 
@@ -393,10 +398,6 @@ class Router:
             return
         if not any(where is instance for where, _ in self._loading.values()):
             self._accounts.leave_service(instance)
-
-
-def _order(live: LiveRequest) -> tuple[int, int]:
-    return live.order
 
 
 def _tiers(job: FleetJob) -> tuple[CacheTier, ...]:

@@ -1,7 +1,7 @@
 """A request between its arrival and its end."""
 
 from simulator.execution.fleet.live_request import NEVER, LiveRequest
-from simulator.execution.fleet.log import Outcome
+from simulator.execution.fleet.log import Outcome, RequestRow
 from simulator.workload.requests import Request
 
 
@@ -20,6 +20,6 @@ def test_more_urgent_requests_sort_first_and_then_earlier_ones():
 
 
 def test_the_log_keeps_what_never_came_as_minus_one():
-    row = live(0).row(9.0, Outcome.UNFINISHED)
+    row = RequestRow(*live(0).row(9.0, Outcome.UNFINISHED))
     assert (row.request, row.arrival_s, row.end_s, row.outcome) == (7, 3.0, 9.0, Outcome.UNFINISHED)
     assert row.first_token_s == row.prefill_start_s == NEVER == -1.0

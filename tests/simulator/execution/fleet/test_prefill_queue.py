@@ -173,7 +173,7 @@ def test_a_rank_has_done_what_its_tokens_and_those_before_them_take() -> None:
     queue = make_queue(ranks=2)
     request, load = live(1000), _RankLoad(tokens_left=1000, slots=9)
     request.computed = 600
-    assert queue._compute(request, load)
+    assert queue._compute(request, load, queue._room(request, load))
     assert (load.tokens, load.tokens_left, load.slots) == (400, 600, 8)
     assert load.work_s == pytest.approx(400 * (10e-6 + 800.5 * 10e-9), rel=1e-9)
 
