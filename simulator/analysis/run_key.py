@@ -57,15 +57,23 @@ def _files(value: Any, here: frozenset[str], seen: frozenset[Path]) -> Iterator[
     Args:
         here: all that lies in the working directory; a text without a slash names nothing else.
     """
-    if isinstance(value, dict):
-        for entry in value.values():
-            yield from _files(entry, here, seen)
-    elif isinstance(value, list | tuple):
-        for entry in value:
-            yield from _files(entry, here, seen)
-    elif isinstance(value, str) and ("/" in value or value in here) and os.path.isfile(value):
-        path = real_path(Path(value))
-        if path not in seen:
-            yield path
-            if path.suffix in (".yaml", ".yml"):
-                yield from _files(read_yaml(path, where=value), here, seen | {path})
+    for text in _texts(value):
+        if ("/" in text or text in here) and os.path.isfile(text):
+            path = real_path(Path(text))
+            if path not in seen:
+                yield path
+                if path.suffix in (".yaml", ".yml"):
+                    yield from _files(read_yaml(path, where=text), here, seen | {path})
+
+
+def _texts(value: Any) -> Iterator[str]:
+    """Every text in nested mappings and lists."""
+    waiting = [value]
+    while waiting:
+        entry = waiting.pop()
+        if isinstance(entry, str):
+            yield entry
+        elif isinstance(entry, dict):
+            waiting.extend(entry.values())
+        elif isinstance(entry, list | tuple):
+            waiting.extend(entry)

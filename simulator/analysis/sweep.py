@@ -41,9 +41,9 @@ ValueError where the point cannot run."""
 Prepare = Callable[[Sequence[Scenario]], object]
 """Works out what some scenarios share before they are evaluated, likewise; raises nothing."""
 
-MOST_AT_ONCE = 32
-"""Points that a process gets at once, so that they can share work."""
-AT_ONCE_S: Seconds = 0.5
+LEAST_AT_ONCE, MOST_AT_ONCE = 6, 48
+"""Quick points that a process gets at once, so that they can share work."""
+AT_ONCE_S: Seconds = 1.0
 """Of work that they may take: an interruption loses no more, and none waits for others for long."""
 
 COMPARISONS = ("<=", ">=")
@@ -167,7 +167,7 @@ def run_points(
     def calls() -> Iterator[tuple[Any, ...]]:
         while left:
             # At the end no process is left alone with many.
-            fair = 1 + len(left) // (2 * AHEAD * processes(jobs))
+            fair = LEAST_AT_ONCE + len(left) // (AHEAD * processes(jobs))
             given.append([left.popleft() for _ in range(min(at_once, fair, len(left)))])
             yield [point for _, point in given[-1]], scenario, evaluate, prepare
 

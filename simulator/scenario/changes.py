@@ -46,7 +46,7 @@ _EXACT = 1e-12
 
 def differences(one: object, other: object, path: str = "") -> Iterator[str]:
     """Dotted paths at which two values differ: profiles, dataclasses, mappings and sequences."""
-    if one is other:
+    if one is other or one == other:
         return
     inside, others = _parts(one), _parts(other)
     if inside is not None and others is not None:

@@ -8,20 +8,22 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
-from functools import cache, cached_property
+from functools import cache, cached_property, lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
 
 import yaml
 
+from hardware_profiles.by_content import Keyed, object_key
 from hardware_profiles.fields import (
+    Profile,
     Raw,
     apply_overrides,
     plain_copy,
     read_yaml,
     to_profile,
 )
-from hardware_profiles.profile_files import read_profile
+from hardware_profiles.profile_files import Kind, read_profile
 from hardware_profiles.renames import value_of_today, with_names_of_today
 from hardware_profiles.schema import (
     CalibrationProfile,
@@ -168,11 +170,13 @@ class _Overridden:
 
     def __init__(self, path: Path, raw: Raw, where: str) -> None:
         self._path, self._raw, self._where = path, raw, where
+        self._named = cache(_named_file)
+        """What the file names is read once, as the file is."""
 
     @cached_property
     def _written(self) -> Scenario:
         """As the file has it."""
-        return _read(self._path, self._raw, {}, where=self._where)
+        return _read(self._path, self._raw, {}, where=self._where, named=self._named)
 
     @cached_property
     def _origin(self) -> Scenario | None:
@@ -198,7 +202,7 @@ class _Overridden:
             value = value_of_today(rooted(short, raw), value, "scenarios", where="--set")
             changes[full], given[full] = value, text.partition("=")[2].strip()
         try:
-            scenario = _read(self._path, raw, changes, where=where)
+            scenario = _read(self._path, raw, changes, where=where, named=self._named)
         except ValueError:
             check_paths(given, raw, where)
             raise
@@ -225,12 +229,18 @@ class _Overridden:
         return scenario
 
 
-def _read(path: Path, raw: Raw, changes: dict[str, Any], *, where: str) -> Scenario:
-    """A scenario from the text of its file, its overrides applied."""
+def _read(
+    path: Path, raw: Raw, changes: dict[str, Any], *, where: str, named: _ReadNamed | None = None
+) -> Scenario:
+    """A scenario from the text of its file, its overrides applied.
+
+    Args:
+        named: reads a file that it names, as `_named_file`.
+    """
     changes = _with_stages_chosen_anew(raw, changes)
-    named = {root: value for root, value in changes.items() if "." not in root}
-    raw = apply_overrides(raw, named, where=where)
-    raw, labels = _expand(raw, changes, where=where)
+    whole = {root: value for root, value in changes.items() if "." not in root}
+    raw = apply_overrides(raw, whole, where=where)
+    raw, labels = _expand(raw, changes, where=where, named=named or _named_file)
     job_changes = {
         path: value
         for path, value in changes.items()
@@ -275,26 +285,33 @@ def _read(path: Path, raw: Raw, changes: dict[str, Any], *, where: str) -> Scena
             "copies to the GPUs that share an expert are not simulated by flows; allowed: 1, or "
             "events.contention=off"
         )
-    model, cluster, gpu, calibration = (raw.get(root) for root in NAMED)
-    if gpu is not None and jobs[0] != "replay":
+    if raw.get("gpu") is not None and jobs[0] != "replay":
         raise ValueError(f"{where}: gpu: a {jobs[0]} job runs on cluster.node.gpu; set that")
+    # What is given, an empty mapping too, is read.
+    model, cluster, gpu, calibration = (
+        None if raw.get(root) is None else _checked(root, object_key(raw[root]), labels[root])
+        for root in NAMED
+    )
     return Scenario(
         name=path.stem,
         where=where,
         directory_name=path.stem,
         file=file,
         job=parsed,
-        # What is given, an empty mapping too, is read.
-        named_model=None if model is None else parse_model_config(model, source=labels["model"]),
-        named_cluster=None
-        if cluster is None
-        else to_profile(ClusterProfile, cluster, where=labels["cluster"]),
-        named_gpu=None if gpu is None else to_profile(GpuProfile, gpu, where=labels["gpu"]),
-        named_calibration=None
-        if calibration is None
-        else to_profile(CalibrationProfile, calibration, where=labels["calibration"]),
+        named_model=model,
+        named_cluster=cluster,
+        named_gpu=gpu,
+        named_calibration=calibration,
         resolved=raw,
     )
+
+
+@lru_cache(maxsize=64)
+def _checked(root: str, raw: Keyed[Raw], where: str) -> Any:
+    """What a scenario names under `root`, checked once: fields that are read never change."""
+    if root == "model":
+        return parse_model_config(raw.value, source=where)
+    return to_profile(_PROFILES[root][0], raw.value, where=where)
 
 
 def variants(scenario: Scenario) -> list[Scenario]:
@@ -508,7 +525,12 @@ def _find(name_or_path: str) -> tuple[Path, str]:
     return SCENARIOS / f"{name_or_path}.yaml", f"scenarios/{name_or_path}.yaml"
 
 
-def _expand(raw: Raw, changes: dict[str, Any], *, where: str) -> tuple[Raw, dict[str, str]]:
+_ReadNamed: TypeAlias = Callable[[str, str, bool], tuple[Raw, str]]
+
+
+def _expand(
+    raw: Raw, changes: dict[str, Any], *, where: str, named: _ReadNamed
+) -> tuple[Raw, dict[str, str]]:
     """Put the files that the scenario names in the place of their names, overrides applied.
 
     The second result says where each of them came from, for messages.
@@ -517,33 +539,52 @@ def _expand(raw: Raw, changes: dict[str, Any], *, where: str) -> tuple[Raw, dict
     labels: dict[str, str] = {}
     for root in NAMED:
         value = expanded.get(root)
-        if value is None and not any(path.startswith(f"{root}.") for path in changes):
+        inside = {
+            path.removeprefix(f"{root}."): change
+            for path, change in changes.items()
+            if path.startswith(f"{root}.")
+        }
+        if value is None and not inside:
             continue
         if isinstance(value, str):
-            expanded[root], labels[root] = _read_named(root, value)
+            expanded[root], labels[root] = named(root, value, not inside)
         elif isinstance(value, dict):
             labels[root] = f"{where}: {root}"
         else:
             raise ValueError(f"{where}: {root}: {value!r}; allowed: a name, a path or fields")
-        prefix = f"{root}."
-        inside = {
-            path.removeprefix(prefix): change
-            for path, change in changes.items()
-            if path.startswith(prefix)
-        }
-        if root == "model":
+        if inside and root == "model":
             _check_model_fields(inside, expanded[root], labels[root])
-        change = _OVERRIDE.get(root, apply_overrides)
-        expanded[root] = change(expanded[root], inside, where=labels[root])
+        if inside or isinstance(value, dict):
+            expanded[root] = _overridden(root, expanded[root], inside, where=labels[root])
     return expanded, labels
 
 
-_OVERRIDE = {
-    "cluster": resolve_cluster,
-    "gpu": override_gpu,
-    "calibration": override_calibration,
+def _named_file(root: str, name_or_path: str, unchanged: bool) -> tuple[Raw, str]:
+    """The fields of a file that a scenario names, and what messages call it.
+
+    Args:
+        unchanged: with the files that it names itself in the place of their names; else they are as
+            it has them, to be changed.
+    """
+    if root == "model":
+        raw, label = read_config_file(name_or_path)
+    else:
+        raw, label = read_profile(_PROFILES[root][1], name_or_path)
+    return (_overridden(root, raw, {}, where=label) if unchanged else raw), label
+
+
+def _overridden(root: str, raw: Raw, changes: Mapping[str, Any], *, where: str) -> Raw:
+    """What a scenario names, with its own files in the place of their names, overrides applied."""
+    change = apply_overrides if root == "model" else _PROFILES[root][2]
+    return change(raw, changes, where=where)
+
+
+_PROFILES: Mapping[str, tuple[type[Profile], Kind, Callable[..., Raw]]] = {
+    "cluster": (ClusterProfile, "clusters", resolve_cluster),
+    "gpu": (GpuProfile, "gpus", override_gpu),
+    "calibration": (CalibrationProfile, "calibrations", override_calibration),
 }
-"""{file that a scenario names: how its values are overridden, where others depend on them}"""
+"""{what a scenario names: its profile, the folder of the shipped ones, and how it is overridden}"""
 
 
 def _check_model_fields(changes: Mapping[str, Any], raw: Raw, where: str) -> None:
@@ -554,15 +595,3 @@ def _check_model_fields(changes: Mapping[str, Any], raw: Raw, where: str) -> Non
         if path.split(".", maxsplit=1)[0] not in known:
             field = path.split(".", maxsplit=1)[0]
             raise ValueError(f"{where}: {path}: unknown field; {meant_or_known(field, known)}")
-
-
-def _read_named(root: str, name_or_path: str) -> tuple[Raw, str]:
-    match root:
-        case "model":
-            return read_config_file(name_or_path)
-        case "cluster":
-            return read_profile("clusters", name_or_path)
-        case "gpu":
-            return read_profile("gpus", name_or_path)
-        case _:
-            return read_profile("calibrations", name_or_path)

@@ -72,7 +72,7 @@ def completed_kernels(
     calibration: CalibrationProfile, gpu: GpuProfile, measurements: Iterable[Measurement]
 ) -> CompletedKernels:
     """`CompletedKernels`, learned once from the same inputs: many scenarios differ in others, such
-    as layouts, links or memory."""
+    as layouts, links or memory. Kept for more GPUs than are priced side by side."""
     inputs = (
         profile_key(calibration, without=NOT_OF_KERNELS),
         profile_key(gpu, without=NOT_OF_COMPUTE),
@@ -81,7 +81,7 @@ def completed_kernels(
     return _completed(*inputs, rows_key(measurements), others)
 
 
-@lru_cache(maxsize=64)
+@lru_cache(maxsize=96)
 def _completed(
     calibration: Keyed[CalibrationProfile],
     gpu: Keyed[GpuProfile],

@@ -33,6 +33,26 @@ def test_every_shipped_scenario_loads_and_reads_back_from_its_resolved_form(name
     assert again.named_calibration == scenario.named_calibration
 
 
+def test_scenarios_of_one_file_share_what_no_change_goes_into():
+    load = scenario_loader(MAIN)
+    one = load(["cluster.node.nic.bandwidth=40 GB/s"])
+    other = load(["cluster.node.nic.bandwidth=60 GB/s", "calibration.overlap.gemm.value=1.05"])
+    assert other.named_model is one.named_model
+    assert other.named_calibration is not one.named_calibration
+    assert load([]).named_calibration is one.named_calibration
+    assert (one.cluster.node.nic.bandwidth, other.cluster.node.nic.bandwidth) == (40e9, 60e9)
+
+
+def test_a_file_that_a_scenario_names_is_read_anew_for_another_loader(tmp_path):
+    calibration = tmp_path / "mine.yaml"
+    shipped = load_scenario(MAIN).resolved["calibration"]
+    found = []
+    for name in ("first", "second"):
+        calibration.write_text(yaml.safe_dump(shipped | {"name": name}))
+        found.append(load_scenario(MAIN, [f"calibration={calibration}"]).calibration.name)
+    assert found == ["first", "second"]
+
+
 def test_a_file_that_is_read_once_gives_what_it_gives_when_read_anew():
     every = [
         ["training.skew=none", "cluster.node.nic.bandwidth=40 GB/s"],
