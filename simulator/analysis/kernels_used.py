@@ -18,6 +18,7 @@ from hardware_profiles.schema import (
 )
 from hardware_profiles.units import Seconds
 from simulator.analysis.published import plain_values
+from simulator.hardware.kernels.gpu_ratio import same_gpu
 from simulator.scenario.files import Scenario
 
 NOT_STATED = "not stated"
@@ -30,12 +31,12 @@ def kernels_used(calibration: CalibrationProfile, gpu: GpuProfile, job: str) -> 
     Args:
         job: "training", "prefill" or "decode".
     """
-    own, whose = gpu.name == calibration.gpu, calibration.kernels
+    measured, whose = load_gpu(calibration.gpu), calibration.kernels
     used = {
         "calibration": calibration.name,
-        "measured_on": calibration.gpu,
+        "measured_on": measured.name,
         "gpu": gpu.name,
-        "basis": calibration.basis if own else "datasheet",
+        "basis": calibration.basis if same_gpu(measured, gpu) else "datasheet",
         "kind": NOT_STATED,
     }
     if whose is not None:
@@ -82,9 +83,9 @@ def other_calibration(scenario: Scenario) -> CalibrationProfile | None:
         other = found.kernels
         if other is None or other.kind == whose.kind or job not in other.jobs:
             continue
-        if found.gpu == gpu.name:
-            return found
         of = load_gpu(found.gpu)
+        if same_gpu(of, gpu):
+            return found
         distance = (of.architecture != gpu.architecture, of.sms != gpu.sms, name)
         if nearest is None or distance < nearest[0]:
             nearest = distance, found

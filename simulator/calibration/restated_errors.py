@@ -14,11 +14,12 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from hardware_profiles.schema import CalibrationProfile, ClusterProfile
+from hardware_profiles.schema import CalibrationProfile, ClusterProfile, load_gpu
 from hardware_profiles.tables import Measurement
 from reference_model.trace import ALL_TO_ALL_KINDS
 from simulator.hardware.costs import KernelCostModel
 from simulator.hardware.kernels.families import calibration_measurements, operator_of
+from simulator.hardware.kernels.gpu_ratio import same_gpu
 
 RANGES = (64, 512, 2048)
 """Rows (m, sequences, query length) at which the ranges of the report are cut."""
@@ -61,7 +62,7 @@ def restated_errors(
     """
     target = cluster.node.gpu.name
     rows = [row for row in rows if row.kind not in ALL_TO_ALL_KINDS]
-    if calibration.gpu == target and calibration.measurements:
+    if calibration.measurements and same_gpu(load_gpu(calibration.gpu), cluster.node.gpu):
         judged = [row for row in rows if row.kernel_set not in calibration.kernel_sets]
         if not judged:
             raise ValueError(

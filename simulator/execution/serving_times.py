@@ -17,9 +17,11 @@ from numpy.typing import NDArray
 from hardware_profiles.calibration_parts import BesideCompute
 from hardware_profiles.estimates import Estimate
 from hardware_profiles.low_latency_kernels import MoeOperation
+from hardware_profiles.schema import load_gpu
 from reference_model.trace import ALL_TO_ALL_KINDS, Operator
 from simulator.execution.serving_model import EXPERT_LAYERS, ServingModel
 from simulator.hardware.kernels.families import family_of
+from simulator.hardware.kernels.gpu_ratio import same_gpu
 from simulator.hardware.network.clusters import nvlink_domains
 from simulator.hardware.network.groups import Domains
 from simulator.hardware.network.transfers import exchange_sms
@@ -100,7 +102,7 @@ def asked_kernels(model: ServingModel, operators: Sections) -> list[Kernel]:
 
 
 def _on_calibrated_gpu(model: ServingModel) -> bool:
-    return model.cluster.node.gpu.name == model.kernels.calibration.gpu
+    return same_gpu(model.cluster.node.gpu, load_gpu(model.kernels.calibration.gpu))
 
 
 def _taken_over(model: ServingModel) -> float:

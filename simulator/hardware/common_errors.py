@@ -21,8 +21,9 @@ from numpy.typing import NDArray
 
 from hardware_profiles.estimates import Estimate, TimeEstimate
 from hardware_profiles.fields import ROOT, Profile, read_yaml, to_profile
-from hardware_profiles.schema import CalibrationProfile, GpuProfile
+from hardware_profiles.schema import CalibrationProfile, GpuProfile, load_gpu
 from hardware_profiles.tables import Measurement
+from simulator.hardware.kernels.gpu_ratio import same_gpu
 from simulator.hardware.kernels.roofline import is_tensor
 from simulator.hardware.prediction import NORMAL_80
 
@@ -127,7 +128,7 @@ def common_ends(
     )
     load = 0.0 if told or not sustained_job else float(np.log(errors.sustained.high))
     other = (0.0, 0.0)
-    if calibration.gpu != gpu.name and calibration.restatement is None:
+    if calibration.restatement is None and not same_gpu(load_gpu(calibration.gpu), gpu):
         error = calibration.other_gpu
         other = (float(np.log(error.value / error.low)), float(np.log(error.high / error.value)))
     return CommonEnds((tiles, float(np.hypot(tiles, load))), (memory, memory), other)

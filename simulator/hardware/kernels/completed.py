@@ -15,14 +15,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hardware_profiles.by_content import Keyed, profile_key, rows_key
-from hardware_profiles.schema import CalibrationProfile, GpuProfile, load_calibration
+from hardware_profiles.schema import CalibrationProfile, GpuProfile, load_calibration, load_gpu
 from hardware_profiles.tables import Measurement
 from reference_model.formats import nearest_type
 from reference_model.trace import Operator
 from simulator.hardware.common_errors import common_errors
 from simulator.hardware.kernels.calibrated import NOT_OF_KERNELS, Answer, CalibratedKernels
 from simulator.hardware.kernels.families import Family, calibration_measurements, family_of
-from simulator.hardware.kernels.gpu_ratio import KERNEL_RATES, same_compute, side_by_side
+from simulator.hardware.kernels.gpu_ratio import KERNEL_RATES, same_compute, same_gpu, side_by_side
 from simulator.hardware.kernels.kept_times import (
     Sizes,
     Time,
@@ -186,7 +186,7 @@ class CompletedKernels:
         has nothing to do with own rows as it does by itself."""
         names = self.own.calibration.completed_by
         other = load_calibration(names[0]) if names else None
-        if other is None or other.gpu != self.own.calibration.gpu:
+        if other is None or not same_gpu(load_gpu(other.gpu), self.own.measured_gpu):
             return None
         on_this = other.model_copy(update={"overlap": self.own.calibration.overlap})
         rows = calibration_measurements(other)
@@ -333,7 +333,7 @@ class CompletedKernels:
         own = self._related(family)
         if own is not None:
             answer = self._in_ratio(answer, answering, own, batch, sms, overlapped, widths=widths)
-        foreign = answering.calibration.gpu != self.own.calibration.gpu
+        foreign = not same_gpu(answering.measured_gpu, self.own.measured_gpu)
         if foreign or self.own.restated:
             answer = self._restate(answer, batch, sms, answering)
         if answering.measured_gpu.architecture != self.own.measured_gpu.architecture:
@@ -347,7 +347,7 @@ class CompletedKernels:
             return answer
         part, part_sms = batch.take(unknown), sms[unknown]
         found = elsewhere.compute(family, part, part_sms, overlapped, widths=widths)
-        if elsewhere.calibration.gpu != self.own.calibration.gpu:
+        if not same_gpu(elsewhere.measured_gpu, self.own.measured_gpu):
             found = self._restate(found, part, part_sms, elsewhere)
         for mine, theirs in zip(answer, found, strict=True):
             mine[..., unknown] = theirs
@@ -472,7 +472,7 @@ class CompletedKernels:
                 where pairs of GPUs say something of it, but for a GPU of which nothing is measured.
         """
         seconds, low, high, provenance = answer
-        foreign = source.calibration.gpu != self.own.calibration.gpu
+        foreign = not same_gpu(source.measured_gpu, self.own.measured_gpu)
         alike = source.measured_gpu.architecture == self.own.gpu.architecture
         if self.own.calibration.basis == "datasheet":
             provenance = np.full_like(provenance, MODELLED)

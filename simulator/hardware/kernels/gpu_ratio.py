@@ -57,6 +57,12 @@ def same_compute(one: GpuProfile, other: GpuProfile) -> bool:
     return all(np.all(mine == theirs) for mine, theirs in (*rates, *peaks))
 
 
+def same_gpu(one: GpuProfile, other: GpuProfile) -> bool:
+    """Whether two profiles mean one GPU: by their names and by all that a compute kernel's time
+    depends on. Files of a user's may have a shipped GPU's name, and a job may change its rates."""
+    return one.name == other.name and same_compute(one, other)
+
+
 def side_by_side(gpus: Sequence[GpuProfile]) -> GpuProfile:
     """GPUs that differ in rates alone as one, whose peaks and KERNEL_RATES are columns [GPUs, 1]:
     times of operators [operators] at such rates are [GPUs, operators]."""

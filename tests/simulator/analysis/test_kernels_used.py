@@ -5,6 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from hardware_profiles.fields import ROOT
 from hardware_profiles.schema import known_calibrations, load_calibration, load_gpu
 from simulator.analysis.kernels_used import (
     difference_in_kind,
@@ -69,6 +70,20 @@ def test_kernels_of_another_gpu_and_for_another_job_are_named():
         "basis": "measured",
         "kind": "not stated",
     }
+
+
+def test_kernels_timed_on_a_gpu_of_a_users_are_measured_there_and_only_there(tmp_path):
+    mine = tmp_path / "mine.yaml"
+    shipped = (ROOT / "gpus" / "h800_sxm.yaml").read_text(encoding="utf-8")
+    mine.write_text(shipped.replace("3.35 TB/s", "4.8 TB/s", 1), encoding="utf-8")
+    calibration = load_calibration("h800_sxm").model_copy(update={"gpu": str(mine)})
+    on_it, on_shipped = (
+        kernels_used(calibration, load_gpu(gpu), "training") for gpu in (str(mine), "h800_sxm")
+    )
+    assert (on_it["measured_on"], on_it["gpu"], on_it["basis"]) == (
+        "h800_sxm", "h800_sxm", "measured",
+    )  # fmt: skip
+    assert on_shipped == {**on_it, "basis": "datasheet"}
 
 
 @pytest.mark.parametrize(

@@ -4,6 +4,7 @@ import csv
 
 import pytest
 
+from hardware_profiles.fields import ROOT
 from hardware_profiles.schema import load_calibration, load_gpu
 from simulator.calibration.modules import ModuleError, cancelling, module_errors, timed_modules
 
@@ -38,6 +39,16 @@ def test_sums_stand_beside_modules_by_size(tmp_path):
     assert [1 + error.error for error in of_twice] == [
         pytest.approx((1 + error.error) / 2) for error in of_once
     ]
+
+
+def test_modules_of_a_gpu_that_no_shipped_cluster_has_stand_beside_its_kernels(tmp_path):
+    mine = tmp_path / "mine.yaml"
+    shipped = (ROOT / "gpus" / "h200_sxm.yaml").read_text(encoding="utf-8")
+    mine.write_text(shipped.replace("name: h200_sxm", "name: mine"), encoding="utf-8")
+    calibration = load_calibration("h200_sxm_reference")
+    on_mine = calibration.model_copy(update={"gpu": str(mine)})
+    table = shared_experts(tmp_path / "mlp.csv", ("1024", "0.1"))
+    assert module_errors([table], on_mine) == module_errors([table], calibration)
 
 
 def test_errors_of_opposite_sign_are_named():

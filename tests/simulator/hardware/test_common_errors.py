@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from made_up_rows import BASE, made_up
 
+from hardware_profiles.fields import ROOT
 from hardware_profiles.schema import load_gpu
 from simulator.hardware.common_errors import CommonEnds, common_ends, common_errors
 from simulator.hardware.prediction import NORMAL_80
@@ -58,6 +59,23 @@ def test_another_type_of_gpu_adds_the_error_of_the_calibration_once():
         (log(error.value / error.low), log(error.high / error.value))
     )
     assert ends(made_up(), gpu=h100, calibration=stated).other_gpu == (0.0, 0.0)
+
+
+def test_a_gpu_is_the_calibrations_by_what_its_file_says_not_by_how_that_is_named(tmp_path):
+    """A calibration that names a user's file, on that GPU and on the shipped one of its name."""
+    mine = tmp_path / "mine.yaml"
+    shipped = (ROOT / "gpus" / "h800_sxm.yaml").read_text(encoding="utf-8")
+    mine.write_text(shipped, encoding="utf-8")
+    timed_on_it = BASE.model_copy(update={"gpu": str(mine)})
+    assert ends(made_up(), calibration=timed_on_it).other_gpu == (0.0, 0.0)
+
+    mine.write_text(shipped.replace("3.35 TB/s", "4.8 TB/s", 1), encoding="utf-8")
+    error = BASE.other_gpu
+    off = (log(error.value / error.low), log(error.high / error.value))
+    assert ends(made_up(), calibration=timed_on_it).other_gpu == pytest.approx(off)
+    assert ends(made_up(), gpu=load_gpu(str(mine))).other_gpu == pytest.approx(off)
+    on_it = ends(made_up(), gpu=load_gpu(str(mine)), calibration=timed_on_it)
+    assert on_it.other_gpu == (0.0, 0.0)
 
 
 def test_each_kernel_takes_of_both_by_the_share_of_its_time_that_memory_takes():

@@ -225,30 +225,29 @@ def test_times_are_kept_where_they_have_a_place_and_some_are_new(
 
 
 @pytest.mark.parametrize(
-    ("gpu", "restated", "architecture", "found"),
+    ("gpu", "restated", "found"),
     [
-        ("h800", False, "hopper", (1.0, MEASURED)),
+        ("h800_sxm", False, (1.0, MEASURED)),
         # A time of another GPU, or one that is asked of another, is restated.
-        ("h200", False, "hopper", (2.0, MEASURED)),
-        ("h800", True, "hopper", (2.0, MEASURED)),
-        ("b200", False, "blackwell", (2.0, MODELLED)),
+        ("h200_sxm", False, (2.0, MEASURED)),
+        ("h800_sxm", True, (2.0, MEASURED)),
+        ("b200_sxm", False, (2.0, MODELLED)),
     ],
 )
 def test_a_time_is_restated_where_the_gpu_is_another_and_modelled_on_another_architecture(
-    gpu, restated, architecture, found
+    gpu, restated, found
 ):
-    def of(gpu, architecture):
+    def of(gpu):
         return SimpleNamespace(
-            calibration=SimpleNamespace(gpu=gpu),
-            measured_gpu=SimpleNamespace(architecture=architecture),
+            measured_gpu=load_gpu(gpu),
             restated=restated,
             compute=lambda *_, widths: tuple(np.array([x]) for x in (1.0, 1.0, 1.0, MEASURED)),
         )
 
     kernels = SimpleNamespace(
-        own=of("h800", "hopper"),
+        own=of("h800_sxm"),
         _stand_in=lambda _: None,
-        _answering=lambda _: of(gpu, architecture),
+        _answering=lambda _: of(gpu),
         _related=lambda _: None,
         _restate=lambda answer, batch, sms, source: (answer[0] * 2, *answer[1:]),
         _with_more_rows=lambda _: None,
@@ -402,10 +401,10 @@ def test_a_restated_time_is_uncertain_by_its_own_and_by_the_other_gpus_error(
     stated = restatement and SimpleNamespace(
         value=1.25, low=1.25 * restatement[0], high=1.25 * restatement[1]
     )
-    calibration = SimpleNamespace(gpu="h800_sxm", basis=basis, restatement=stated, other_gpu=error)
-    own = SimpleNamespace(calibration=calibration, gpu=H800, memory_share=1.0)
+    calibration = SimpleNamespace(basis=basis, restatement=stated, other_gpu=error)
+    own = SimpleNamespace(calibration=calibration, gpu=H800, measured_gpu=H800, memory_share=1.0)
     told = tuple(np.array([value]) for value in (2.0, 1.6, 2.5, MEASURED))
-    source = SimpleNamespace(calibration=SimpleNamespace(gpu=gpu), measured_gpu=load_gpu(gpu))
+    source = SimpleNamespace(measured_gpu=load_gpu(gpu))
     seconds, low, high, provenance = CompletedKernels._restate(
         SimpleNamespace(own=own), told, batch_of([HEAD]), np.array([132.0]), source
     )
