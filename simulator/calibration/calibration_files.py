@@ -63,6 +63,7 @@ def calibrate_to_file(
     base: str | None,
     sets: Sequence[str] = (),
     stated: Mapping[str, str] | None = None,
+    gpus_per_node: int | None = None,
     watch: Watch = unwatched,
 ) -> tuple[Calibration, list[Path]]:
     """Fit a calibration and write it; returns the result and the files written.
@@ -96,6 +97,7 @@ def calibrate_to_file(
         mappings=mappings,
         sets=sets,
         stated=stated,
+        gpus_per_node=gpus_per_node,
         watch=watch,
     )
     return result, write_calibration(result, out, base_raw=raw, sources=sources)

@@ -78,6 +78,7 @@ def fit_calibration(
     sets: Sequence[str] = (),
     completed_by: Sequence[str] = (),
     stated: Mapping[str, str] | None = None,
+    gpus_per_node: int | None = None,
     watch: Watch = unwatched,
 ) -> Calibration:
     """Read sources, fit every family and judge the fits.
@@ -91,6 +92,7 @@ def fit_calibration(
             empty, those of the base, else the newest version (kernel_choice.py).
         completed_by: calibrations that answer for kernels without a row.
         stated: {column that tables lack: its value in every line}
+        gpus_per_node: that low-latency kernels were timed among, as `fit_low_latency` takes it.
         watch: told what is being done.
 
     Raises ValueError, one line, for a source that cannot be used or sources without a row.
@@ -108,7 +110,7 @@ def fit_calibration(
     warnings += choice.warnings
     profile = load_gpu(gpu)
     normal = fit_normal(normal_tables_of(rows, base, profile, nic=NIC))
-    low_latency = fit_low_latency(rows, gpu=profile)
+    low_latency = fit_low_latency(rows, gpu=profile, gpus_per_node=gpus_per_node)
     kernels = [
         row
         for row in rows

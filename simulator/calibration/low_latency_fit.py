@@ -31,6 +31,7 @@ from hardware_profiles.schema import GpuProfile, known_clusters, load_cluster
 from hardware_profiles.tables import Measurement
 from hardware_profiles.units import Seconds, parse_quantity
 from simulator.calibration.collective_fit import half_width
+from simulator.hardware.kernels.gpu_ratio import same_gpu
 
 Array = NDArray[np.float64]
 
@@ -41,8 +42,6 @@ TOKENS, TOP_K, EXPERTS = 128, 8, 256
 """Of a rank's buffers in DeepEP's tests, and of DeepSeek-V3: rows of the nearest ones are taken."""
 LEAST_SIZES = 3
 """Numbers of tokens up to that row, itself among them, that an intercept needs."""
-HOST = 8
-"""GPUs of a host of a GPU that no shipped cluster has."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,6 +49,7 @@ class FittedLowLatency:
     """Low-latency kernels among the GPUs of one node, as their rows say."""
 
     gpu: GpuProfile
+    gpus_per_node: int
     tokens: int
     hidden: int
     top_k: int
@@ -71,12 +71,17 @@ def is_low_latency(row: Measurement) -> bool:
     return row.kind in _OPERATIONS and alone and row.condition("nodes") == "1" and copied
 
 
-def fit_low_latency(rows: Iterable[Measurement], *, gpu: GpuProfile) -> FittedLowLatency | None:
+def fit_low_latency(
+    rows: Iterable[Measurement], *, gpu: GpuProfile, gpus_per_node: int | None = None
+) -> FittedLowLatency | None:
     """What rows say of low-latency kernels; None where no experts have rows of three numbers of
     tokens of both directions.
 
     Args:
         gpu: that was measured.
+        gpus_per_node: among which; None for those of the shipped clusters of that GPU.
+
+    Raises ValueError where neither says how many.
     """
     tables: dict[tuple[int, ...], dict[str, dict[int, list[Measurement]]]] = {}
     for row in filter(is_low_latency, rows):
@@ -100,12 +105,16 @@ def fit_low_latency(rows: Iterable[Measurement], *, gpu: GpuProfile) -> FittedLo
         for kind in _OPERATIONS
     }
     top_k, experts, hidden = nearest
+    among = gpus_per_node or _of_shipped_nodes(gpu)
+    # Copies that leave for other GPUs, experts lying evenly on all.
+    others = tokens[-1] * top_k * (among - 1) / among
     most = {
-        kind: _longest_intercept(kind, of[-1], gpu, copies=tokens[-1] * top_k, hidden=hidden)
+        kind: _longest_intercept(kind, of[-1], gpu, copies=others, hidden=hidden)
         for kind, of in times.items()
     }
     return FittedLowLatency(
         gpu=gpu,
+        gpus_per_node=among,
         tokens=counts[nearest][-1],
         hidden=hidden,
         top_k=top_k,
@@ -134,9 +143,7 @@ def _longest_intercept(
     """What a time leaves once copies to other GPUs have crossed the link at line rate; none where
     it was shorter than that."""
     message = message_bytes(hidden, dispatched=fp8_row_bytes(hidden))[operation]
-    ranks = _host_gpus(gpu.name)
-    others = copies * (ranks - 1) / ranks
-    return max(0.0, seconds - others * message / gpu.nvlink_bandwidth)
+    return max(0.0, seconds - copies * message / gpu.nvlink_bandwidth)
 
 
 def _intercept(tokens: Array, seconds: Array, most: Seconds) -> Seconds:
@@ -166,8 +173,7 @@ def _left_out(tokens: Array, seconds: Array, most: Seconds) -> Array:
 
 def low_latency_kernels(name: str, fitted: FittedLowLatency) -> Raw:
     """What a profile's file says of fitted kernels."""
-    base, gpu = load_low_latency(BASE), fitted.gpu
-    ranks = _host_gpus(gpu.name)
+    base, gpu, ranks = load_low_latency(BASE), fitted.gpu, fitted.gpus_per_node
     rows = (
         f"{fitted.source}: 1 node, {fitted.tokens} tokens, top {fitted.top_k} of {fitted.experts}"
     )
@@ -188,7 +194,7 @@ def low_latency_kernels(name: str, fitted: FittedLowLatency) -> Raw:
         **_halves(fitted, base),
         "rows": [{"ranks": ranks, **times}],
         "sources": {
-            "rows": f"{rows}; GPUs of a host as in the shipped clusters",
+            "rows": f"{rows}, among the {ranks} GPUs of a node",
             "link_bandwidth": f"hardware profile of {gpu.name}",
             **dict.fromkeys(("latency", "buffers", "header"), f"as {BASE}"),
         },
@@ -230,10 +236,16 @@ def _halves(fitted: FittedLowLatency, base: LowLatencyProfile) -> Raw:
     return found
 
 
-def _host_gpus(gpu: str) -> int:
-    """GPUs of a host of the shipped clusters of a GPU."""
+def _of_shipped_nodes(gpu: GpuProfile) -> int:
+    """GPUs per node of the shipped clusters of a GPU."""
     nodes = (load_cluster(name).node for name in known_clusters())
-    return max((node.gpus for node in nodes if node.gpu.name == gpu), default=HOST)
+    of_gpu = [node.gpus for node in nodes if same_gpu(node.gpu, gpu)]
+    if not of_gpu:
+        raise ValueError(
+            f"low-latency kernels within one node: no shipped cluster has the GPU {gpu.name}, so "
+            "that GPUs per node are not known; allowed: --gpus-per-node 8"
+        )
+    return max(of_gpu)
 
 
 _GB = parse_quantity("1 GB/s", "bandwidth", "")

@@ -63,6 +63,14 @@ def calibrate(
             "repeatable.",
         ),
     ] = None,
+    gpus_per_node: Annotated[
+        int | None,
+        typer.Option(
+            min=2,
+            help="That low-latency kernels were timed among. Default: those of the shipped "
+            "clusters of the GPU.",
+        ),
+    ] = None,
     report: Annotated[
         Path | None,
         typer.Option(help="Directory of the report. Default: runs/calibration_NAME of --out."),
@@ -114,6 +122,7 @@ def calibrate(
             base=base,
             sets=preferred,
             stated=stated,
+            gpus_per_node=gpus_per_node,
             watch=shown.watch,
         )
         inputs = {
@@ -123,6 +132,7 @@ def calibrate(
             "base": base,
             "sets": sets,
             "columns": column or [],
+            "gpus_per_node": gpus_per_node,
             "out": str(out),
         }
         shown.says("holding whole modules against their kernels")

@@ -85,6 +85,23 @@ def test_an_intercept_leaves_copies_to_other_gpus_their_time_at_line_rate():
     assert none.intercepts == {"dispatch": 0.0, "combine": 0.0}
 
 
+def test_gpus_per_node_of_a_gpu_that_no_shipped_cluster_has_are_stated():
+    mine = load_gpu("gb200", {"name": "mine"})
+    with pytest.raises(ValueError, match="has the GPU mine, so that GPUs per node are not known"):
+        fit_low_latency(low_latency_rows(), gpu=mine)
+    fitted = fit_low_latency(low_latency_rows(), gpu=mine, gpus_per_node=2)
+    assert low_latency_kernels("mine", fitted)["rows"][0]["ranks"] == 2
+    # Half of 128 x 8 copies of 7,408 and 14,336 bytes go to the other GPU, at 900 GB/s.
+    assert fitted.longest == pytest.approx(
+        {"dispatch": 26.24e-6 - 512 * 7408 / 900e9, "combine": 35.92e-6 - 512 * 14336 / 900e9},
+        rel=1e-12,
+    )
+    of_a_rack = fit_low_latency(low_latency_rows(), gpu=GPU, gpus_per_node=72)
+    assert of_a_rack.gpus_per_node == 72
+    # Rows that make no profile ask for nothing.
+    assert fit_low_latency(low_latency_rows(nodes="2"), gpu=mine) is None
+
+
 def test_a_fitted_profile_can_be_read_back():
     raw = low_latency_kernels("mine", fit_low_latency(low_latency_rows(), gpu=GPU))
     profile = to_profile(LowLatencyProfile, raw, where="mine.yaml")
