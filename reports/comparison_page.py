@@ -12,8 +12,8 @@ from reports.page import Answer, Cell, Figure, Page, Section, Table, render_page
 from reports.palette import CAUSES, SORTS
 from reports.run_directory import MANIFEST_FILE, METRICS_FILE, job_of, read_metrics
 from reports.sweep_page import is_number, metric_axis
-from reports.tables import beside_cells, format_metric
-from reports.terminal import COMPARED, compared_paths
+from reports.tables import COMPARED, beside_cells, format_metric
+from reports.terminal import compared_paths
 from simulator.analysis.every_metric import metric_of
 from simulator.analysis.kernels_used import difference_in_kind
 from simulator.analysis.metric import label_of

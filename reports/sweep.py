@@ -10,8 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from reports.run_directory import write_run
-from reports.tables import format_interval, format_metric, write_csv
-from reports.terminal import COMPARED
+from reports.tables import COMPARED, format_interval, format_metric, write_csv
 from simulator.analysis.kernels_used import difference_in_kind
 from simulator.analysis.sweep import (
     Limit,

@@ -46,6 +46,48 @@ OPTIMIZER = "optimizer"
 PHASE_LETTERS: Mapping[str, str] = {"forward": "F", "input_grad": "B", "weight_grad": "W"}
 """Phases as DeepSeek's figures write them."""
 
+COMPARED = (
+    "step_time_s",
+    "pass_time_s",
+    "completion_s",
+    "span_s",
+    "measured_span_s",
+    "bubble_s",
+    "peak_memory_bytes",
+    "pair_time_s",
+    "mfu_causal",
+    "tflops_per_gpu_causal",
+    "tokens_per_day",
+    "tokens_per_second_per_gpu",
+    "gpu_hours_per_trillion_tokens",
+    "cost_usd_per_trillion_tokens",
+    "ranks.0.forward_s",
+    "ranks.0.backward_s",
+    "ranks.0.weight_s",
+    "ranks.0.overlapped_s",
+    "ranks.0.bubble_s",
+    "ranks.0.optimizer_s",
+    "ranks.0.exposed_communication_s",
+    "ranks.0.hidden_communication_s",
+    "ttft_s.mean",
+    "ttft_s.p99",
+    "tpot_s.mean",
+    "tpot_s.p99",
+    "itl_s.p99",
+    "e2e_s.mean",
+    "goodput_requests_per_second",
+    "output_tokens_per_second_per_gpu",
+    "input_tokens_per_second_per_gpu",
+    "output_tokens_per_second_per_node",
+    "input_tokens_per_second_per_node",
+    "tokens_per_second_per_user",
+    "prefix_hit_rate",
+    "kv_occupancy",
+    "nodes",
+    "cost_usd_per_million_output_tokens",
+)
+"""Metrics of all jobs in the order in which they are shown beside each other."""
+
 
 @dataclass(frozen=True, slots=True)
 class Input:

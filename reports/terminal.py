@@ -13,6 +13,7 @@ from rich.table import Table
 from hardware_profiles.units import format_bytes, format_seconds, unit_factor
 from reference_model.parameter_counts import parameter_counts, training_flops_per_token
 from reports.tables import (
+    COMPARED,
     PUBLISHED_COLUMNS,
     beside_cells,
     format_metric,
@@ -45,48 +46,6 @@ _BUDGET = {
     "hidden": "hidden_communication_s",
 }
 """Column of the budget table -> field of a rank's times."""
-
-COMPARED = (
-    "step_time_s",
-    "pass_time_s",
-    "completion_s",
-    "span_s",
-    "measured_span_s",
-    "bubble_s",
-    "peak_memory_bytes",
-    "pair_time_s",
-    "mfu_causal",
-    "tflops_per_gpu_causal",
-    "tokens_per_day",
-    "tokens_per_second_per_gpu",
-    "gpu_hours_per_trillion_tokens",
-    "cost_usd_per_trillion_tokens",
-    "ranks.0.forward_s",
-    "ranks.0.backward_s",
-    "ranks.0.weight_s",
-    "ranks.0.overlapped_s",
-    "ranks.0.bubble_s",
-    "ranks.0.optimizer_s",
-    "ranks.0.exposed_communication_s",
-    "ranks.0.hidden_communication_s",
-    "ttft_s.mean",
-    "ttft_s.p99",
-    "tpot_s.mean",
-    "tpot_s.p99",
-    "itl_s.p99",
-    "e2e_s.mean",
-    "goodput_requests_per_second",
-    "output_tokens_per_second_per_gpu",
-    "input_tokens_per_second_per_gpu",
-    "output_tokens_per_second_per_node",
-    "input_tokens_per_second_per_node",
-    "tokens_per_second_per_user",
-    "prefix_hit_rate",
-    "kv_occupancy",
-    "nodes",
-    "cost_usd_per_million_output_tokens",
-)
-"""Metrics of all jobs in the order in which they are shown beside each other."""
 
 
 def training_run_tables(name: str, metrics: Mapping[str, Any]) -> list[Table]:

@@ -6,7 +6,7 @@ that of the actions are samples, or other times for the same order, which all ru
 """
 
 from collections import defaultdict, deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import accumulate
@@ -238,12 +238,17 @@ def _starts(
     # Of the shape of the times, which sums of two arrays are faster for than of one and a number.
     delays = [zero + _sending(rank, others, transfer_s) for rank, others in order.sends]
     blocks = [blocking_sends and len(others) > 0 for _, others in order.sends]
-    later = _later(zero)
     free = [zero] * schedule.ranks
+    # Which are compared many times faster than arrays of no dimension.
+    plain = not isinstance(zero, np.ndarray)
     for row, rank, needs, leaving in order.steps:
         start = free[rank]
         for source, sent in needs:
-            start = later(start, end_s[source] + delays[sent])
+            arrived = end_s[source] + delays[sent]
+            if not plain:
+                start = np.maximum(start, arrived)
+            elif arrived > start:
+                start = arrived
         end_s[row] = end = start + seconds[row]
         free[rank] = end + delays[leaving] if blocks[leaving] else end
         yield row, rank, start
@@ -263,11 +268,6 @@ def _needed(order: Keyed[RunOrder]) -> list[tuple[NDArray[np.intp], NDArray[np.i
             pairs.append((row, source))
     columns = (np.array(pairs, dtype=np.intp).T for pairs in found)
     return [(rows, sources) for rows, sources in columns]
-
-
-def _later(zero: Any) -> Callable[[Any, Any], Any]:
-    """Of two times; plain numbers are several times faster than arrays of no dimension."""
-    return np.maximum if isinstance(zero, np.ndarray) else max
 
 
 def _sending(

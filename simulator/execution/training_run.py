@@ -8,6 +8,7 @@ from dataclasses import fields, replace
 from functools import lru_cache
 from math import lcm
 from pathlib import Path
+from typing import TypeAlias
 
 import numpy as np
 
@@ -127,8 +128,7 @@ def sharding_of(job: TrainingJob, layout: ParallelLayout, schedule: Schedule) ->
     Raises:
         ValueError: gradients that are shared and put off at once.
     """
-    works = {action.work for row in schedule.actions for action in row}
-    if job.zero >= 2 and WEIGHT_GRADIENT in works:
+    if job.zero >= 2 and WEIGHT_GRADIENT in schedule.works:
         raise ValueError(
             f"training.zero: {job.zero}: shares each micro-batch's gradients as its backward ends, "
             f"and the schedule {job.schedule} puts weight gradients off, so that a layer would "
@@ -144,7 +144,7 @@ def sharding_of(job: TrainingJob, layout: ParallelLayout, schedule: Schedule) ->
         expert_copies=layout.expert_replicas * copies,
         gathers_ahead=gathers,
         reduces_beside=reduces,
-        pairs=OVERLAPPED in works,
+        pairs=OVERLAPPED in schedule.works,
     )
 
 
@@ -243,12 +243,23 @@ def _memory_of_ranks(
     )
 
 
+_State: TypeAlias = tuple[tuple[tuple[str, str], Sequence[Operator]], ...]
+
+
+@lru_cache(maxsize=64)
+def _state_of(of_model: Keyed[MemoryModel], *, accumulates: bool) -> _State:
+    """`state_operators` of the layers of a model, likewise."""
+    model = of_model.value
+    parameters = {kind: layer.parameters for kind, layer in model.layers.items()}
+    return tuple(state_operators(parameters, model.sharding, accumulates=accumulates).items())
+
+
 @lru_cache(maxsize=64)
 def _operators_of(
     trace: Keyed[OperatorTrace],
     load: Load,
     context_parallel: int,
-    state: tuple[tuple[tuple[str, str], Sequence[Operator]], ...],
+    state: _State,
     share: float | None,
 ) -> OperatorsOf:
     """The operators of layers at a load, with those that exchange their state.
@@ -389,7 +400,8 @@ def simulate_training(scenario: Scenario, trace_of: TraceOf, *, unfold: bool) ->
         kinds = (*layers, *of_stages)
         return _memory_of(object_key(trace), scenario.model, load, job.context_parallel, kinds)
 
-    usual_layers = memory_of_layers(load_at(1.0))
+    usual_load = load_at(1.0)
+    usual_layers = memory_of_layers(usual_load)
 
     def memory_with(schedule: Schedule) -> MemoryModel:
         return MemoryModel(
@@ -439,22 +451,19 @@ def simulate_training(scenario: Scenario, trace_of: TraceOf, *, unfold: bool) ->
     loads = step_loads(scenario.cluster, layout, schedule)
     documents = _documents(job, seed=scenario.file.seed)
     model = memory_with(schedule)
-    state = state_operators(
-        {kind: layer.parameters for kind, layer in model.layers.items()},
-        model.sharding,
-        accumulates=job.zero >= 2 and microbatches > 1,
-    )
+    of_model = _memory_key(model)
+    state = _state_of(of_model, accumulates=job.zero >= 2 and microbatches > 1)
 
     def operators_at(load: Load) -> OperatorsOf:
         return _operators_of(
             object_key(trace),
             load,
             job.context_parallel,
-            tuple(state.items()),
+            state,
             None if documents is None else documents.share,
         )
 
-    operators = operators_at(load_at(1.0))
+    operators = operators_at(usual_load)
     least_deferred = _least_deferred(job, model)
 
     if job.stages == "default":
@@ -480,7 +489,6 @@ def simulate_training(scenario: Scenario, trace_of: TraceOf, *, unfold: bool) ->
     else:
         stages = tuple(explicit_stages(job.stages, config=scenario.model, stages=schedule.stages))
     fitting = job.immediate_weights == "fitting"
-    of_model = _memory_key(model)
     immediate = _fitting(of_model, stages, capacity) if fitting else least_deferred
     memory, held, activations = _memory_of_ranks(of_model, stages, immediate)
     try:

@@ -97,9 +97,9 @@ def _found(
 ) -> Path | None:
     """The file of a trace that is at hand; a name narrows the search only."""
     wanted = (digest, job, recipe, split, recompute)
-    for path in sorted(TRACE_FOLDER.glob(trace_name("*", job, recipe, split, recompute))):
-        if _is_of(path) == wanted:
-            return path
+    shipped = _shipped(TRACE_FOLDER, *wanted)
+    if shipped is not None:
+        return shipped
     own = (folder or user_trace_folder()) / trace_name(digest[:16], *wanted[1:])
     if not own.is_file():
         return None
@@ -111,6 +111,16 @@ def _found(
             raise
         # One of the user's cache that is damaged is as good as none.
         return None
+
+
+@lru_cache(maxsize=64)
+def _shipped(
+    folder: Path, digest: str, job: str, recipe: str, split: Split, recompute: str
+) -> Path | None:
+    """The shipped one: shipped files stay as they are while a process runs."""
+    wanted = (digest, job, recipe, split, recompute)
+    paths = sorted(folder.glob(trace_name("*", *wanted[1:])))
+    return next((path for path in paths if _is_of(path) == wanted), None)
 
 
 def _is_of(path: Path) -> tuple[str, str, str, Split, str]:

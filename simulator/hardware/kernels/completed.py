@@ -9,6 +9,7 @@ say otherwise.
 from __future__ import annotations
 
 from collections.abc import Hashable, Iterable, Mapping, Sequence
+from contextlib import suppress
 from functools import cached_property, lru_cache
 
 import numpy as np
@@ -212,6 +213,8 @@ class CompletedKernels:
         known = self._times.setdefault((overlapped, family), {})
         if len(known) > MOST_TIMES:
             known.clear()
+        with suppress(KeyError):
+            return [known[op.sizes, sms] for op, sms in kernels]
         new = {(op.sizes, sms): op for op, sms in kernels if (op.sizes, sms) not in known}
         self._remember((overlapped, family), new)
         asked = list(new.items())

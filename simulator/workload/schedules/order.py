@@ -117,6 +117,11 @@ class Schedule:
         return possible_order(self)
 
     @cached_property
+    def works(self) -> frozenset[str]:
+        """The works of its actions."""
+        return frozenset(action.work for row in self.actions for action in row)
+
+    @cached_property
     def alike(self) -> "Alike":
         """Actions of a rank that differ in their micro-batches alone, worked out once."""
         places: dict[object, int] = {}
