@@ -26,7 +26,7 @@ class Estimate(Profile):
     @model_validator(mode="before")
     @classmethod
     def _has_an_interval(cls, given: object) -> object:
-        if isinstance(given, int | float | str):
+        if isinstance(given, int | float | str) and not isinstance(given, bool):
             raise ValueError(
                 f"{given!r} has no interval; allowed: value, low, high and source, such as "
                 f"{{value: {given}, low: {given}, high: {given}, source: where it comes from}}"

@@ -37,7 +37,7 @@ from pydantic import (
 from pydantic_core import CoreSchema, PydanticKnownError, core_schema
 
 from hardware_profiles.by_content import Keyed
-from hardware_profiles.suggestions import closest, did_you_mean, meant_or_known
+from hardware_profiles.suggestions import as_written, closest, did_you_mean, meant_or_known
 from hardware_profiles.units import UNITS, Dimension, parse_quantity
 from hardware_profiles.whole_files import read_text
 
@@ -61,11 +61,11 @@ def _quantity(dimension: Dimension, zero_allowed: bool, value: object) -> float:
         raise ValueError(str(error).removeprefix(": ")) from None
     if quantity < 0 or (quantity == 0 and not zero_allowed):
         allowed = "0 or more" if zero_allowed else "greater than 0"
-        raise ValueError(f"{value!r} is not allowed: it must be {allowed}")
+        raise ValueError(f"{as_written(value)} is not allowed: it must be {allowed}")
     if quantity and not 1 / LARGEST <= quantity <= LARGEST:
         unit = next(unit for unit, factor in UNITS[dimension].items() if factor == 1.0)
         allowed = f"{1 / LARGEST:.0e} to {LARGEST:.0e} {unit}"
-        raise ValueError(f"{value!r} is not allowed: it must be {allowed}")
+        raise ValueError(f"{as_written(value)} is not allowed: it must be {allowed}")
     return quantity
 
 
@@ -299,7 +299,7 @@ def to_profile(model: type[ProfileT], raw: Raw, *, where: str, at: str = "") -> 
         return found
     path, number = next(each for each in _numbers(raw, at) if not abs(each[1]) <= LARGEST)
     raise ValueError(
-        f"{where}: {path}: {number!r} is not allowed: a number of at most {LARGEST:.0e}"
+        f"{where}: {path}: {as_written(number)} is not allowed: a number of at most {LARGEST:.0e}"
     )
 
 
@@ -356,8 +356,7 @@ def _one_line(model: type[Profile], error: ValidationError, where: str, at: str)
         kinds = dict.fromkeys(map(_must_be, same))
         expected = (str(d.get("ctx", {}).get("expected", "")) for d in same)
         close = closest(str(first["input"]), re.findall(r"'([^']*)'", " ".join(expected)))
-        given = "null" if first["input"] is None else repr(first["input"])
-        problem = f"{given} is not allowed: it must be {', or '.join(kinds)}"
+        problem = f"{as_written(first['input'])} is not allowed: it must be {', or '.join(kinds)}"
         problem += f"; {did_you_mean(close)}" if close else ""
         if kinds == {"fields": None}:
             problem += f"; dsv3sim show fields {field} lists them"
@@ -414,9 +413,11 @@ def _named(model: type[Profile], location: tuple[int | str, ...]) -> tuple[int |
 
 
 def _model_at(model: type[Profile], location: tuple[int | str, ...]) -> type[Profile] | None:
-    """Return the profile class found by following field names from ``model``."""
+    """The profile class that field names and places of lists lead to from ``model``."""
     current: type[Profile] | None = model
     for part in location:
+        if isinstance(part, int):
+            continue
         if current is None or part not in current.model_fields:
             return None
         annotation = current.model_fields[str(part)].annotation

@@ -1,7 +1,8 @@
-"""Say which of the known names somebody meant who wrote another one."""
+"""Name in messages what somebody wrote, and which of the known names they may have meant."""
 
+import math
 import re
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from difflib import get_close_matches
 
 ALIKE = 0.75
@@ -12,6 +13,19 @@ SHORT = 3
 
 MOST = 3
 """Names that are suggested at once."""
+
+
+def as_written(value: object) -> str:
+    """A value as files and --set have it: 'text', 1.5, true, null, ['a', 2], {a: .inf}."""
+    if isinstance(value, Mapping):
+        return f"{{{', '.join(f'{key}: {as_written(inner)}' for key, inner in value.items())}}}"
+    if isinstance(value, list | tuple):
+        return f"[{', '.join(map(as_written, value))}]"
+    if value is None or isinstance(value, bool):
+        return "null" if value is None else str(value).lower()
+    if isinstance(value, float) and not math.isfinite(value):
+        return repr(value).replace("inf", ".inf").replace("nan", ".nan")
+    return repr(value)
 
 
 def closest(name: str, known: Collection[str]) -> list[str]:

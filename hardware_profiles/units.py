@@ -13,7 +13,7 @@ import re
 from collections.abc import Mapping
 from typing import Literal, TypeAlias
 
-from hardware_profiles.suggestions import did_you_mean
+from hardware_profiles.suggestions import as_written, did_you_mean
 
 Seconds: TypeAlias = float
 Bytes: TypeAlias = float
@@ -103,7 +103,7 @@ def parse_quantity(text: object, dimension: Dimension, where: str) -> float:
     example = _EXAMPLES[dimension]
     if isinstance(text, bool) or not isinstance(text, str):
         raise ValueError(
-            f"{where}: {text!r} has no unit; write text with a unit, such as {example}"
+            f"{where}: {as_written(text)} has no unit; write text with a unit, such as {example}"
         )
     match = _QUANTITY.fullmatch(text.strip())
     if match is None:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any, Self
 
 from hardware_profiles.fields import parse_yaml
+from hardware_profiles.suggestions import as_written
 
 SEPARATOR = "+"
 """Between paths that vary together."""
@@ -57,7 +58,7 @@ class Axis:
         for value in values:
             if not isinstance(value, list | tuple) or len(value) != len(paths):
                 raise ValueError(
-                    f"{text}: {value!r} for {len(paths)} paths; allowed: a list of "
+                    f"{text}: {as_written(value)} for {len(paths)} paths; allowed: a list of "
                     f"{len(paths)}, such as a+b=[1, 2],[3, 4]"
                 )
         return cls(paths, tuple(tuple(value) for value in values))
@@ -90,4 +91,4 @@ def _axes(vary: Mapping[str, Any], parents: tuple[str, ...], where: str) -> Iter
             if inner:
                 yield Axis.of(joined, inner, text=text)
         elif inner is not None:
-            raise ValueError(f"{text}: {inner!r} is not allowed: a list of values")
+            raise ValueError(f"{text}: {as_written(inner)} is not allowed: a list of values")

@@ -33,7 +33,7 @@ from hardware_profiles.schema import (
     override_gpu,
     resolve_cluster,
 )
-from hardware_profiles.suggestions import closest, did_you_mean, meant_or_known
+from hardware_profiles.suggestions import as_written, closest, did_you_mean, meant_or_known
 from hardware_profiles.whole_files import read_text
 from reference_model.config import ModelConfig, parse_model_config, read_config_file
 from simulator.scenario.axes import file_axes, points
@@ -551,7 +551,9 @@ def _expand(
         elif isinstance(value, dict):
             labels[root] = f"{where}: {root}"
         else:
-            raise ValueError(f"{where}: {root}: {value!r}; allowed: a name, a path or fields")
+            raise ValueError(
+                f"{where}: {root}: {as_written(value)}; allowed: a name, a path or fields"
+            )
         if inside and root == "model":
             _check_model_fields(inside, expanded[root], labels[root])
         if inside or isinstance(value, dict):

@@ -26,3 +26,15 @@ def test_an_interval_of_more_than_a_million_times_says_nothing_and_is_refused(lo
     assert TimeEstimate(**widest).high == 10.0
     with pytest.raises(ValueError, match=r"high is 2e\+06 times 1e-05; allowed: up to 1e\+06"):
         TimeEstimate(**widest | {"high": "20 s"})
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        (0.9, "transfers.nic: 0.9 has no interval; allowed: value, low, high and source"),
+        (True, "transfers.nic: true is not allowed: it must be fields"),
+    ],
+)
+def test_a_number_is_asked_for_its_interval_and_anything_else_for_fields(given, said):
+    with pytest.raises(ValueError, match=said.replace(".", r"\.")):
+        load_calibration("h800_sxm", {"transfers.nic": given})

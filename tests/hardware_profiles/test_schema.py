@@ -156,7 +156,7 @@ def test_a_resolved_cluster_is_plain_text_that_validates_again():
         ({"node.nvlink_latency": "-1 us"}, r"nvlink_latency: '-1 us'.*0 or more"),
         ({"node.gpus": 0}, r"node\.gpus: 0 is not allowed"),
         ({"node.gpus": "8"}, r"node\.gpus: '8' is not allowed"),
-        ({"nodes": True}, r"nodes: True is not allowed"),
+        ({"nodes": True}, r"nodes: true is not allowed"),
         ({"node.gpus.x": 1}, r"node\.gpus\.x: 'node\.gpus' has no fields"),
         ({"rack.gpus": 1}, r"rack: unknown field; known: fabric, .*node"),
         ({"node.gpu.sms": 1.5}, r"node\.gpu\.sms: 1\.5 is not allowed"),

@@ -1,8 +1,9 @@
-"""Which known name somebody meant."""
+"""What somebody wrote, and which known name they meant."""
 
 import pytest
 
-from hardware_profiles.suggestions import closest, did_you_mean, meant_or_known
+from hardware_profiles.fields import parse_yaml
+from hardware_profiles.suggestions import as_written, closest, did_you_mean, meant_or_known
 
 GPUS = ("b200_sxm", "gb200", "h100_sxm", "h200_sxm", "h20_sxm", "h800_sxm", "rtx_4090")
 
@@ -36,3 +37,30 @@ def test_one_name_two_names_and_another_way_make_one_question():
     assert did_you_mean(["a"]) == "did you mean a?"
     assert did_you_mean(["a", "b", "c"]) == "did you mean a, b or c?"
     assert meant_or_known("gb20", GPUS, otherwise="a path") == "did you mean gb200 or a path?"
+
+
+@pytest.mark.parametrize(
+    ("value", "written"),
+    [
+        ("fp8", "'fp8'"),
+        ("true", "'true'"),
+        (1.5, "1.5"),
+        (-3, "-3"),
+        (True, "true"),
+        (False, "false"),
+        (None, "null"),
+        (float("inf"), ".inf"),
+        (-float("inf"), "-.inf"),
+        ([], "[]"),
+        ([None, ["a", True]], "[null, ['a', true]]"),
+        ({}, "{}"),
+        ({"a": {8: False}, "b": []}, "{a: {8: false}, b: []}"),
+    ],
+)
+def test_a_value_is_named_as_a_file_has_it(value, written):
+    assert as_written(value) == written
+    assert parse_yaml(written, where="file") == value
+
+
+def test_a_value_that_is_no_number_is_named_as_a_file_has_it():
+    assert as_written((float("nan"), 1)) == "[.nan, 1]"
