@@ -60,7 +60,8 @@ def same_compute(one: GpuProfile, other: GpuProfile) -> bool:
 def same_gpu(one: GpuProfile, other: GpuProfile) -> bool:
     """Whether two profiles mean one GPU: by their names and by all that a compute kernel's time
     depends on. Files of a user's may have a shipped GPU's name, and a job may change its rates."""
-    return one.name == other.name and same_compute(one, other)
+    # Mostly the same profile, asked for each family of each kernel set.
+    return one is other or (one.name == other.name and same_compute(one, other))
 
 
 def side_by_side(gpus: Sequence[GpuProfile]) -> GpuProfile:
