@@ -38,6 +38,8 @@ CHUNK = 512
 """Predictions made at once, unless rows are so many that these would have over MOST_DISTANCES."""
 MOST_DISTANCES = 2**21
 """Of predictions to rows, held at once: bounds memory."""
+BLOCKS = 16
+"""Rows whose least distance is found together, for the search of the nearest."""
 FAR = 1e12
 """Squared distance of rows that are left out."""
 
@@ -130,7 +132,7 @@ class Process:
             weights = self._solved(np.arange(len(self))[None])[0]
             alone: Array = np.einsum("ij,j->i", _matern(squared), weights)
             return alone
-        nearest = np.sort(np.argpartition(squared, NEAREST - 1, axis=1)[:, :NEAREST], axis=1)
+        nearest = np.sort(_nearest(squared, NEAREST), axis=1)
         # Sets of rows are told apart by the sum of a random number of 64 bits for each row.
         marks = np.random.default_rng(0).integers(2**63, size=len(self))[nearest].sum(axis=1)
         _, first, which = np.unique(marks, return_index=True, return_inverse=True)
@@ -187,7 +189,7 @@ class Process:
                 weights += row[:, None] * inverse
             return (weights * self._ratios).sum(axis=1), _left(weights, towards)
         count = min(NEAREST, len(self))
-        nearest = np.argpartition(squared, count - 1, axis=1)[:, :count]
+        nearest = _nearest(squared, count)
         towards = _matern(np.take_along_axis(squared, nearest, axis=1))
         covariance = self._covariance(nearest)
         if out is not None:
@@ -210,6 +212,26 @@ class Process:
             return covariance
         near = self._places[nearest]
         return _matern(_squared_distances(near, near))
+
+
+def _nearest(squared: Array, count: int) -> Index:
+    """[places, count] numbers of the rows at the least distances, in no order.
+
+    They are among the rows of those `count` blocks that have the least distances, so that few of
+    many rows are compared one by one.
+    """
+    places, rows = squared.shape
+    blocks = rows // BLOCKS
+    if blocks <= 2 * count:
+        return np.argpartition(squared, count - 1, axis=1)[:, :count]
+    least = squared[:, : blocks * BLOCKS].reshape(places, BLOCKS, blocks).min(axis=1)
+    some = np.argpartition(least, count - 1, axis=1)[:, :count]
+    inside = some[:, None, :] + blocks * np.arange(BLOCKS)[:, None]
+    rest = np.broadcast_to(np.arange(blocks * BLOCKS, rows), (places, rows - blocks * BLOCKS))
+    asked = np.concatenate([inside.reshape(places, -1), rest], axis=1)
+    found = np.argpartition(np.take_along_axis(squared, asked, axis=1), count - 1, axis=1)
+    nearest: Index = np.take_along_axis(asked, found[:, :count], axis=1)
+    return nearest
 
 
 def _left(weights: NDArray[Any], towards: Array) -> Array:

@@ -49,6 +49,12 @@ def test_far_from_all_rows_the_mean_is_their_median_and_the_deviation_that_of_th
     assert deviation == pytest.approx([np.sqrt(1 + 0.25)])
 
 
+def test_the_nearest_of_many_rows_are_those_of_the_least_distances():
+    squared = np.random.default_rng(0).permutation(3 * 2000).reshape(3, 2000).astype(float)
+    found = np.sort(gaussian_process._nearest(squared, NEAREST), axis=1)
+    assert (found == np.sort(np.argsort(squared, axis=1)[:, :NEAREST], axis=1)).all()
+
+
 def test_near_one_of_two_rows_the_mean_weighs_both_by_their_covariances():
     # About the median, 0: rows at -1 and 1, two lengths apart; asked at the second.
     process = Process(np.array([[0.0], [4.0]]), np.array([-1.0, 1.0]), [2.0], noise=0.25)
