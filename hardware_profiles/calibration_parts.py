@@ -231,7 +231,10 @@ class FitProfile(Profile):
     """{feature: octaves by which rows of this family differ as much as at all}; empty where there
     are too few rows to find them."""
     noise_share: Annotated[float, Field(gt=0)] | None = None
-    """Variance of a row's noise over that between rows far apart."""
+    """Variance of a row's noise over that between rows far apart; at the median time at peak."""
+    noise_slope: float | None = None
+    """Octaves by which the deviation of that noise grows with each octave of time at peak: below 0
+    where long kernels repeat better than short ones; none of too few rows to tell."""
     widths: dict[Reach, Annotated[float, Field(gt=0)]] = Field(default_factory=dict)
     """{how far from rows: 80% quantile of the log error of rows left out so far from the others,
     over the deviation of the model}; of what too few rows tell, nothing."""

@@ -9,9 +9,10 @@ a fit. Three kinds of error, each relative to the measured time:
                     where there are fewer shapes than that
 
 The lengths of a family's process (gaussian_process.py), its noise, and the tiles of matrix products
-are those of the smallest error of rows left out, alone and with their whole shape. Beside the
-errors stands the noise floor, how far rows of equal work lie apart: the same sizes, or GEMM rows
-that fill the same tile of 64. No model gets below it but by luck.
+are those of the smallest error of rows left out, alone and with their whole shape; how the noise
+falls with time at peak is a slope through the errors of rows left out alone. Beside the errors
+stands the noise floor, how far rows of equal work lie apart: the same sizes, or GEMM rows that fill
+the same tile of 64. No model gets below it but by luck.
 """
 
 from __future__ import annotations
@@ -57,6 +58,12 @@ SEARCHED_AMONG = 8192
 """Rows that take part in predicting those: all, or of more so many at random."""
 JUDGED_ROWS = 3000
 """Rows that are left out and judged; of more, so many at random."""
+LEAST_ROWS_FOR_SLOPE = 1000
+"""Fewer say too little of how a family's noise falls with time."""
+SLOPE_ROWS, SLOPE_PARTS = 2000, 10
+"""Rows, and parts of them by time at peak, that the slope of a family's noise is found on."""
+LEAST_ERROR = 1e-4
+"""Log error that no measurement tells from 0."""
 STEPS = (1.2, 0.6)
 """Of the search, in logarithms of lengths and noise: each is gone through once for every step."""
 LONGEST = 400.0
@@ -215,7 +222,7 @@ def fit_rows(
 
 
 def _with_lengths(table: Rows, groups: Index, fit: FitProfile) -> FitProfile:
-    """The lengths and the noise of least error of left-out groups, one after another.
+    """The lengths and the noise of least error of left-out groups, one after another, and a slope.
 
     Each is moved in logarithms as long as that helps, first by the larger and then by the smaller
     step; of what makes no difference the start remains. A length of SMs is no shorter than the gap
@@ -250,7 +257,25 @@ def _with_lengths(table: Rows, groups: Index, fit: FitProfile) -> FitProfile:
                     found, least, helped = candidate, error, True
                 if helped:
                     break
-    return at(found)
+    return at(found).model_copy(update={"noise_slope": _noise_slope(table, at(found))})
+
+
+def _noise_slope(table: Rows, fit: FitProfile) -> float | None:
+    """Octaves of error of rows left out alone by octave of time at peak; None of few rows."""
+    if len(table) < LEAST_ROWS_FOR_SLOPE:
+        return None
+    asked = _some(len(table), SLOPE_ROWS)
+    ((errors, _),) = _process(table, fit).held_out(np.arange(len(table)), chosen=asked)
+    names = feature_names(table.batch)
+    peak = features_of(table.batch, table.sms, table.ideal)[asked, names.index("peak")]
+    if not np.ptp(peak) > 0:
+        return None
+    parts = np.array_split(np.argsort(peak, kind="stable"), SLOPE_PARTS)
+    sizes = np.clip(np.abs(errors), LEAST_ERROR, CLIPPED)
+    means = [sizes[part].mean() for part in parts]
+    middles = [peak[part].mean() for part in parts]
+    slope, _ = np.polyfit(middles, np.log2(means), 1)
+    return _short(slope)
 
 
 def _score(table: Rows, groups: Index, fit: FitProfile) -> float:

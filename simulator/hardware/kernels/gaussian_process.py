@@ -4,8 +4,9 @@ The roofline carries tiles, waves, bytes and the rates of the hardware; the proc
 rest, which is a matter of shape. Its features are logarithms (octaves): every size, the SMs, the
 seconds at peak, waves over bytes, and how much of the waves is padding or an idle SM. How far
 apart two kernels count is a length for each feature, which calibrate finds by the error of rows
-whose whole shape is left out. A prediction is the mean of the process given the nearest rows; far
-from all of them it returns to their typical efficiency, and its deviation grows.
+whose whole shape is left out; how little a row is trusted is a noise, which may fall with the
+seconds at peak. A prediction is the mean of the process given the nearest rows; far from all of
+them it returns to their typical efficiency, and its deviation grows.
 
     process = Process(features, log_ratios, lengths, noise)
     mean, deviation = process.predict(others)
@@ -76,6 +77,7 @@ class Process:
         log_ratios: Array,
         lengths: Sequence[float] | Array | None = None,
         noise: float = DEFAULT_NOISE,
+        noise_slopes: Array | None = None,
     ) -> None:
         """Store the rows, at least one; nothing is fitted.
 
@@ -83,11 +85,16 @@ class Process:
             features: [rows, features]
             log_ratios: [rows] log seconds minus those expected.
             lengths: [features] octaves; `DEFAULT_LENGTH` each where not given.
-            noise: variance of a row's noise over that of the process.
+            noise: variance of a row's noise over that of the process, at the median row.
+            noise_slopes: [features] octaves by which the deviation of the noise grows with each
+                octave of a feature, no further than rows reach; 0 where not given.
         """
         default = np.full(features.shape[1], DEFAULT_LENGTH)
         self._lengths = default if lengths is None else np.asarray(lengths, dtype=np.float64)
-        self._noise = noise
+        self._slopes = noise_slopes
+        self._reached = features.min(axis=0), features.max(axis=0), np.median(features, axis=0)
+        self._median_noise = noise
+        self._noise = self._noise_of(features)
         self._varies = np.ptp(features, axis=0) > 0
         self._first = features[0] / self._lengths
         self._places = features[:, self._varies] / self._lengths[self._varies]
@@ -96,6 +103,15 @@ class Process:
 
     def __len__(self) -> int:
         return len(self._places)
+
+    def _noise_of(self, features: Array) -> Array:
+        """[operators] variance of their noise over that of the process."""
+        if self._slopes is None:
+            return np.full(len(features), self._median_noise)
+        low, high, middle = self._reached
+        octaves = ((np.clip(features, low, high) - middle) * self._slopes).sum(axis=1)
+        noise: Array = self._median_noise * np.exp2(2.0 * octaves)
+        return noise
 
     def predict(self, features: Array, *, widths: bool = True) -> tuple[Array, Array]:
         """Mean, and standard deviation over that of the process, noise included; [operators].
@@ -110,7 +126,8 @@ class Process:
         places = features / self._lengths
         if not widths:
             return self._means(places[:, self._varies]), np.zeros(len(features))
-        ((mean, deviation),) = self._predict(places[:, self._varies], [None])
+        noise = self._noise_of(features)
+        ((mean, deviation),) = self._predict(places[:, self._varies], noise, [None])
         beyond = places[:, ~self._varies] - self._first[~self._varies]
         apart = 2.0 * (1.0 - _matern((beyond**2).sum(axis=1)))
         return mean, np.sqrt(deviation**2 + apart)
@@ -145,7 +162,7 @@ class Process:
         """[sets, rows] ratios of each set of rows by the inverse of its covariance."""
         covariance = self._covariance(nearest)
         diagonal = np.arange(nearest.shape[1])
-        covariance[:, diagonal, diagonal] += self._noise
+        covariance[:, diagonal, diagonal] += self._noise[nearest]
         return np.linalg.solve(covariance, self._ratios[nearest][..., None])[..., 0]
 
     def held_out(self, *groupings: Index, chosen: Index | None = None) -> list[tuple[Array, Array]]:
@@ -161,21 +178,21 @@ class Process:
         asked = [(groups, groups[rows]) for groups in groupings]
         return [
             (self._ratios[rows] + self._typical - mean, deviation)
-            for mean, deviation in self._predict(self._places[rows], asked)
+            for mean, deviation in self._predict(self._places[rows], self._noise[rows], asked)
         ]
 
     def _predict(
-        self, places: Array, left_out: Sequence[tuple[Index, Index] | None]
+        self, places: Array, noise: Array, left_out: Sequence[tuple[Index, Index] | None]
     ) -> list[tuple[Array, Array]]:
-        """Mean and deviation at some places, once for each entry of `left_out`: None, or groups of
-        all rows and the group that each place does without."""
+        """Mean and deviation at some places of some noise, once for each entry of `left_out`: None,
+        or groups of all rows and the group that each place does without."""
         found = np.empty((len(left_out), 2, len(places)))
         for some in self._chunks(len(places)):
             squared = _squared_distances(places[some], self._places)
             for number, groups in enumerate(left_out):
                 out = None if groups is None else groups[1][some, None] == groups[0]
                 found[number, :, some] = self._from_nearest(squared, out)
-        return [(mean + self._typical, np.sqrt(left + self._noise)) for mean, left in found]
+        return [(mean + self._typical, np.sqrt(left + noise)) for mean, left in found]
 
     def _from_nearest(self, squared: Array, out: NDArray[np.bool_] | None) -> tuple[Array, Array]:
         if out is not None:
@@ -197,7 +214,7 @@ class Process:
             towards[banned] = 0.0
             covariance[banned[:, :, None] | banned[:, None, :]] = 0.0
         diagonal = np.arange(count)
-        covariance[:, diagonal, diagonal] += self._noise
+        covariance[:, diagonal, diagonal] += self._noise[nearest]
         weights = np.linalg.solve(covariance, towards[..., None])[..., 0]
         return (weights * self._ratios[nearest]).sum(axis=1), _left(weights, towards)
 

@@ -52,8 +52,10 @@ def process_of(rows: Rows, log_ratios: Array, fit: FitProfile | None) -> Process
     features = features_of(rows.batch, rows.sms, rows.ideal)
     if fit is None or not fit.lengths:
         return Process(features, log_ratios)
-    lengths = [fit.lengths[name] for name in feature_names(rows.batch)]
-    return Process(features, log_ratios, lengths, fit.noise_share or DEFAULT_NOISE)
+    names = feature_names(rows.batch)
+    lengths = [fit.lengths[name] for name in names]
+    slopes = np.where(np.array(names) == "peak", fit.noise_slope, 0.0) if fit.noise_slope else None
+    return Process(features, log_ratios, lengths, fit.noise_share or DEFAULT_NOISE, slopes)
 
 
 @dataclass(frozen=True, slots=True)

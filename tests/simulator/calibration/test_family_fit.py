@@ -58,6 +58,24 @@ def test_of_very_many_rows_lengths_are_chosen_among_some_and_all_are_judged(monk
     assert (set(asked), judged, of_some.rows) == ({40}, 56, 56)
 
 
+def test_the_noise_of_many_rows_falls_with_their_time_as_they_scatter(monkeypatch):
+    """A scatter that halves with each two octaves of time at peak has a slope of -0.5; of fewer
+    rows nothing is said."""
+    scatter = np.random.default_rng(0)
+    rows = [
+        row(m, n, 4096, 1e-9 * m * n * np.exp(scatter.normal(0.0, 0.3 * (m * n / 2**17) ** -0.5)))
+        for m in range(128, 4096, 256)
+        for n in range(1024, 16384, 1024)
+    ]
+    assert len(rows) == 240
+    monkeypatch.setattr(family_fit, "LEAST_ROWS_FOR_SLOPE", 240)
+    (fit,), _ = fit_families(rows, gpu=H800, floor=FLOOR, tiles=BASE.tiles)
+    assert fit.noise_slope == pytest.approx(-0.5, abs=0.1)
+
+    (fit,), _ = fit_families(rows[1:], gpu=H800, floor=FLOOR, tiles=BASE.tiles)
+    assert fit.noise_slope is None
+
+
 def test_versions_of_a_kernel_never_share_a_fit():
     both = [*made_up(kernel_set="old", slower=2.0), *made_up(kernel_set="new")]
     apart = fit_families(both, gpu=H800, floor=FLOOR, tiles=BASE.tiles)[0]

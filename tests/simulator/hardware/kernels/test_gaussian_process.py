@@ -49,6 +49,22 @@ def test_far_from_all_rows_the_mean_is_their_median_and_the_deviation_that_of_th
     assert deviation == pytest.approx([np.sqrt(1 + 0.25)])
 
 
+def test_noise_falls_with_each_octave_of_a_feature_but_no_further_than_rows_reach():
+    # The median row at 1 octave has a noise of 0.04; half an octave less deviation for each octave
+    # halves the variance: 0.08 at 0 and 0.02 at 2, as beyond.
+    rows = np.array([[0.0], [1.0], [2.0]])
+    slopes = np.array([-0.5])
+    process = Process(rows, np.zeros(3), [1e-3], noise=0.04, noise_slopes=slopes)
+    _, deviation = process.predict(np.array([[-10.0], [0.5], [2.5], [10.0]]))
+    assert deviation**2 == pytest.approx([1.08, 1 + 0.04 * 2**0.5, 1.02, 1.02])
+    # At a row itself 1 + noise - 1 / (1 + noise); without it, so far from the others, 1 + noise.
+    _, deviation = process.predict(rows)
+    noise = np.array([0.08, 0.04, 0.02])
+    assert deviation**2 == pytest.approx(1 + noise - 1 / (1 + noise))
+    ((_, left_out),) = process.held_out(np.arange(3))
+    assert left_out**2 == pytest.approx(1 + noise)
+
+
 def test_the_nearest_of_many_rows_are_those_of_the_least_distances():
     squared = np.random.default_rng(0).permutation(3 * 2000).reshape(3, 2000).astype(float)
     found = np.sort(gaussian_process._nearest(squared, NEAREST), axis=1)
