@@ -131,8 +131,12 @@ def fleet_intervals(
         shorter = replace(simulation, job=simulation.job.model_copy(update={"requests": source}))
         middle = measure_figures(observe_fleet(shorter, watch_part(watch, 0, 4)))
     first = int(shorter is not simulation)
+    # Where ranks are alike the third is the run in the middle once more.
     runs = [
-        _at_end(shorter, ends, end, watch_part(watch, first + end, first + 3)) for end in range(3)
+        middle
+        if all(factors[end] == 1.0 for factors in ends.values())
+        else _at_end(shorter, ends, end, watch_part(watch, first + end, first + 3))
+        for end in range(3)
     ]
     intervals = {}
     for path in FIGURES:

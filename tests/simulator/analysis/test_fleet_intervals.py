@@ -2,6 +2,7 @@
 
 import pytest
 
+import simulator.analysis.fleet_intervals as fleet_intervals_module
 from simulator.analysis.fleet_intervals import (
     FIGURES,
     ScaledStepTimes,
@@ -15,6 +16,7 @@ from simulator.execution.fleet.simulation import prepare_fleet
 from simulator.execution.fleet.step_times import AffineStepTimes
 from simulator.scenario.files import load_scenario
 from simulator.scenario.fleet import AffineCoefficients as Coefficients
+from simulator.scenario.fleet import FleetJob
 
 AFFINE = {
     "decode_fixed": "10 ms",
@@ -128,3 +130,25 @@ def test_a_goodput_that_one_end_of_the_interval_loses_is_called_a_cliff() -> Non
 @pytest.mark.parametrize("ends", [{"goodput_requests_per_second": [1.0, 2.0]}, {}])
 def test_a_goodput_that_half_stays_of_is_a_range(ends: dict[str, list[float]]) -> None:
     assert goodput_cliff(near_its_limit(interval_80=ends)) is None
+
+
+def test_ranks_that_are_alike_are_not_run_a_second_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    pool = load_scenario("azure_code").job_as(FleetJob).pools["colocated"]
+    assert pool.prefill_step is not None
+    alike = [
+        f"colocated.prefill_step.changes=[{', '.join([*pool.prefill_step.changes, 'skew=none'])}]",
+        "colocated.decode_step.changes=[skew=none]",
+    ]
+    overrides = ["requests.limit=40", "warm_up=0 s", *alike]
+    simulation = prepare_fleet(load_scenario("azure_code", overrides))
+    metrics = measure_fleet(observe_fleet(simulation))
+    runs = []
+    monkeypatch.setattr(
+        fleet_intervals_module,
+        "observe_fleet",
+        lambda *of: runs.append(of) or observe_fleet(*of),
+    )
+    found = fleet_intervals(simulation, metrics)
+    assert len(runs) == 2  # the two ends
+    for path, (*_, ideal) in found.items():
+        assert ideal == pytest.approx(metric_at(metrics, path), rel=1e-12)
