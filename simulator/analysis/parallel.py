@@ -42,6 +42,9 @@ _ONE_THREAD = {
     f"{library}_NUM_THREADS": "1" for library in ("OMP", "OPENBLAS", "MKL", "BLIS", "NUMEXPR")
 } | {"VECLIB_MAXIMUM_THREADS": "1"}
 
+PARENT_LOOK_S: Seconds = 1.0
+"""Between looks of a process at whether the one that began it still runs."""
+
 LOOK_S: Seconds = 0.2
 """Between looks at the workers of a dask scheduler."""
 
@@ -155,7 +158,7 @@ def run_in_order(
     """
     early: dict[int, ResultT] = {}
     due = 0
-    for position, result in run_all(function, inputs, jobs=jobs):
+    for position, result in run_all(function, inputs, jobs=min(jobs, max(1, len(inputs)))):
         if isinstance(result, ChildProcessError):
             raise ValueError(f"{inputs[position][0]}: {result}")
         early[position] = result
@@ -192,7 +195,25 @@ def _pool(together: int) -> Any:  # joblib has no type hints
     from joblib.externals.loky import get_reusable_executor
 
     # Each process is one run; threads below it would only compete.
-    return get_reusable_executor(max_workers=together, timeout=_WAITS_S, env=_ONE_THREAD)
+    return get_reusable_executor(
+        max_workers=together,
+        timeout=_WAITS_S,
+        env=_ONE_THREAD,
+        initializer=_end_with,
+        initargs=(os.getpid(),),
+    )
+
+
+def _end_with(parent: int) -> None:
+    """Let this process end once the one that began it is gone: killed, that one says so to nobody,
+    and what is still running would run for no one."""
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(PARENT_LOOK_S)
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
 
 
 @contextmanager

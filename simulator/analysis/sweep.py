@@ -142,7 +142,7 @@ def run_points(
 
     Args:
         known: digest -> row of an earlier, interrupted sweep; taken over without a run.
-        jobs: processes of this machine.
+        jobs: processes of this machine, no more than there are points to run.
         dask: address of a dask scheduler whose workers run the points in their place; they need
             this package and the files that the scenario names. A point whose process is killed
             whenever it runs is a row with that reason.
@@ -159,6 +159,7 @@ def run_points(
             yield position, replace(known[point.digest], settings=point.settings)
         else:
             left.append((position, point))
+    jobs = min(jobs, max(1, len(left)))
     share = 1 if prepare is None else MOST_AT_ONCE
     here = processes(jobs) == 1 and dask is None
     at_once = 1  # Nobody knows how long they take.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import sys
 from collections.abc import Mapping, Sequence
 from functools import partial
@@ -118,7 +119,8 @@ def sweep_command(
         else:
             known = sweeping.read_rows(directory / ROWS_FILE) | sweeping.read_rows(kept)
     if not known and dask is None:
-        begin_processes(price_kernels, [base], jobs=jobs)
+        grid_points = math.prod(len(axis.values) for axis in axes)
+        begin_processes(price_kernels, [base], jobs=min(jobs, grid_points))
     detail = sweeping.detail_of(asked, intervals=interval)
     points = sweeping.grid(scenario, changes or (), axes, detail=detail)
     taken_over = sum(point.digest in known for point in points)

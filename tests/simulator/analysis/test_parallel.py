@@ -2,6 +2,8 @@
 
 import os
 import signal
+import subprocess
+import sys
 import threading
 import time
 from pathlib import Path
@@ -105,6 +107,36 @@ def test_no_more_processes_than_cores_are_started(monkeypatch):
     )
     assert len(list(run_all(square, [(2,), (3,)], jobs=10**9))) == 2
     assert asked == [4]
+
+
+def test_no_more_processes_than_inputs_are_started(monkeypatch):
+    asked = []
+    real = parallel._in_processes
+    monkeypatch.setattr(
+        parallel, "_in_processes", lambda f, part, n: asked.append(n) or real(f, part, n)
+    )
+    assert list(run_in_order(square, [(2,), (3,), (5,)], jobs=4)) == [4, 9, 25]
+    assert list(run_in_order(square, [(2,)], jobs=4)) == [4]
+    assert list(run_in_order(square, [], jobs=4)) == []
+    assert asked == [3]
+
+
+BUSY = """
+import os, sys, time
+from simulator.analysis.parallel import run_all
+os.sched_getaffinity = lambda _: {0, 1}
+for position, _ in run_all(time.sleep, [(0,), (600,), (600,)], jobs=2):
+    print(position, flush=True)
+"""
+
+
+def test_processes_end_with_the_one_that_began_them():
+    """They hold its output open for as long as they run; one of the two is in a call of 600 s."""
+    first = subprocess.Popen([sys.executable, "-c", BUSY], stdout=subprocess.PIPE, text=True)
+    assert first.stdout.readline() == "0\n"
+    first.kill()
+    rest, _ = first.communicate(timeout=60)
+    assert (rest, first.returncode) == ("", -signal.SIGKILL)
 
 
 def test_a_killed_worker_costs_no_result(tmp_path):

@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from simulator.analysis import sweep
 from simulator.analysis.parallel import ALONE
 from simulator.analysis.run import price_kernels, simulated_metrics
 from simulator.analysis.sweep import (
@@ -25,6 +26,7 @@ from simulator.analysis.sweep import (
     plain_values,
     rank,
     read_rows,
+    run_points,
     run_sweep,
 )
 from simulator.hardware.kernels import completed
@@ -124,6 +126,23 @@ def test_rows_are_the_same_wherever_they_run(where):
     else:
         rows = run_sweep(points, SCENARIO, seed_of, jobs=2 if where == "processes" else 1)
     assert rows == expected
+
+
+class Asked(Exception):
+    """Stands for the first process."""
+
+
+@pytest.mark.parametrize(("known", "asked"), [((), 2), ((5,), 1)])
+def test_no_more_processes_than_points_to_run_are_asked_for(known, asked, monkeypatch):
+    def begin(*_, jobs, dask):
+        raise Asked(jobs)
+
+    monkeypatch.setattr(sweep, "run_all", begin)
+    # A seed below 0 is refused before any point runs.
+    points = grid(SCENARIO, (), [Axis.parse("seed=5,-1,6")])
+    rows = {point.digest: point for point in points if point.settings["seed"] in known}
+    with pytest.raises(Asked, match=f"^{asked}$"):
+        list(run_points(points, SCENARIO, seed_of, known=rows, jobs=8))
 
 
 @pytest.mark.parametrize("jobs", [1, 2])
