@@ -113,7 +113,8 @@ def starting_gpu(
     Args:
         given: {option of `dsv3sim init gpu`: value as a file has it}.
         architecture: None for that of `like`, or of the nearest shipped GPU.
-        like: the shipped GPU that gives what is not given; None where all ten numbers are.
+        like: the shipped GPU that gives what is not given, peaks by SMs and clock; None where all
+            ten numbers are.
 
     Raises:
         ValueError: a number is missing, or is not allowed.
@@ -139,7 +140,16 @@ def starting_gpu(
     own = [option for option in _PEAKS if option in given]
     parts = [f"{', '.join(own)}: {_FLAG}"] if own else []
     if base:
-        parts.append(f"others as {base['name']}: {base.get('sources', {}).get('peak_compute')}")
+        of = ""
+        if {"sms", "clock"} & given.keys():
+            # Each SM adds the same at each clock, as with --set cluster.node.gpu.sms.
+            like_it = load_gpu(
+                gpu_named(str(like)), {"sms": raw["sms"], "sm_clock": raw["sm_clock"]}
+            )
+            for dtype in peaks.keys() - {each for option in own for each in _PEAKS[option]}:
+                peaks[dtype] = format_quantity(like_it.peak(dtype), "compute")
+            of = ", by SMs and clock"
+        parts.append(f"others as {base['name']}{of}: {base.get('sources', {}).get('peak_compute')}")
     if "float32" not in peaks:
         rate = FLOP_PER_CLOCK_AND_SM * profile.sms * profile.sm_clock
         peaks["float32"] = format_quantity(rate, "compute", digits=3)

@@ -57,6 +57,21 @@ def test_a_gpu_like_a_shipped_one_changes_what_is_given_and_keeps_the_rest(tmp_p
     assert gpu.sources["power"] == f"as h100_sxm: {h100.sources['power']}"
 
 
+def test_peaks_of_a_shipped_gpu_go_with_the_sms_and_the_clock_of_the_other(tmp_path):
+    given = {"sms": 66, "clock": "2013 MHz", "fp8": "3 PFLOP/s"}
+    gpu = load_gpu(str(_gpu(tmp_path, given, like="h200")))
+    # Half of 132 SMs at 1.1 times 1,830 MHz: 0.55 of 989, 494 and 67 TFLOP/s, to four digits.
+    assert [gpu.peak(dtype) for dtype in ("bfloat16", "tfloat32", "float32")] == pytest.approx(
+        [544e12, 271.7e12, 36.85e12], rel=1e-12
+    )
+    assert gpu.peak("fp8_e4m3") == 3e15
+    by_set = load_gpu("h200_sxm", {"sms": 66, "sm_clock": "2013 MHz"})
+    assert by_set.peak("bfloat16") == pytest.approx(543.95e12, rel=1e-12)
+    assert gpu.sources["peak_compute"].startswith(
+        "fp8: given to dsv3sim init; others as h200_sxm, by SMs and clock: "
+    )
+
+
 def test_a_gpu_of_too_few_numbers_is_refused():
     with pytest.raises(
         ValueError, match=r"--power not given; allowed: all ten .*--like .* b200_sxm"
