@@ -8,11 +8,12 @@ from typing import TYPE_CHECKING, Any
 
 from hardware_profiles.units import format_seconds
 from reports.perfetto import counter, name_process, name_thread, slice_of, write_trace
-from simulator.execution.machine.group import GroupRun
 from simulator.workload.task_graph import Stream
 
 if TYPE_CHECKING:
     from rich.table import Table
+
+    from simulator.execution.machine.group import GroupRun
 
 TRACE_FILE = "ranks_trace.json"
 
