@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
+from hardware_profiles.same_gpu import same_gpu
 from hardware_profiles.schema import (
     CalibrationProfile,
     GpuProfile,
@@ -18,7 +19,6 @@ from hardware_profiles.schema import (
 )
 from hardware_profiles.units import Seconds
 from simulator.analysis.published import plain_values
-from simulator.hardware.kernels.gpu_ratio import same_gpu
 from simulator.scenario.files import Scenario
 
 NOT_STATED = "not stated"

@@ -27,11 +27,11 @@ from hardware_profiles.low_latency_kernels import (
     load_low_latency,
     message_bytes,
 )
+from hardware_profiles.same_gpu import same_gpu
 from hardware_profiles.schema import GpuProfile, known_clusters, load_cluster
 from hardware_profiles.tables import Measurement
 from hardware_profiles.units import Seconds, parse_quantity
 from simulator.calibration.collective_fit import half_width
-from simulator.hardware.kernels.gpu_ratio import same_gpu
 
 Array = NDArray[np.float64]
 

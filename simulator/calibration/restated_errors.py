@@ -14,12 +14,12 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from hardware_profiles.same_gpu import same_gpu
 from hardware_profiles.schema import CalibrationProfile, ClusterProfile, load_gpu
 from hardware_profiles.tables import Measurement
 from reference_model.trace import ALL_TO_ALL_KINDS
 from simulator.hardware.costs import KernelCostModel
 from simulator.hardware.kernels.families import calibration_measurements, operator_of
-from simulator.hardware.kernels.gpu_ratio import same_gpu
 
 RANGES = (64, 512, 2048)
 """Rows (m, sequences, query length) at which the ranges of the report are cut."""

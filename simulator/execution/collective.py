@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import simpy
 
+from hardware_profiles.same_gpu import shipped_name
 from hardware_profiles.schema import TransportProfile, load_transport
 from simulator.execution.traffic import Work, lower_bound_seconds, prepare
 from simulator.hardware.network.clusters import cluster_fabric
@@ -139,7 +140,7 @@ def run_collective(scenario: Scenario) -> CollectiveResult:
 
 def _transport(scenario: Scenario) -> TransportProfile:
     name = scenario.job_as(CollectiveJob).transport
-    return load_transport(name, gpu=scenario.cluster.node.gpu.name)
+    return load_transport(name, gpu=shipped_name(scenario.cluster.node.gpu))
 
 
 def run_variants(scenario: Scenario, transport: TransportProfile) -> list[list[OperationResult]]:

@@ -14,6 +14,7 @@ from hardware_profiles.low_latency_kernels import (
     known_low_latency,
     load_low_latency,
 )
+from hardware_profiles.same_gpu import same_gpu
 from hardware_profiles.schema import CalibrationProfile, load_gpu
 from hardware_profiles.units import Seconds
 from reference_model.parameter_counts import parameter_counts
@@ -157,7 +158,9 @@ def _low_latency(scenario: Scenario, job: ServingStepJob) -> LowLatencyProfile |
     if name is None:
         return None
     named, own = load_low_latency(name), calibration.low_latency_kernels
-    on_this = load_gpu(calibration.gpu).name == scenario.cluster.node.gpu.name
+    timed_on, gpu = load_gpu(calibration.gpu), scenario.cluster.node.gpu
+    # Whatever a job makes of its rates.
+    on_this = timed_on.name == gpu.name or same_gpu(timed_on, gpu)
     if own is None or not on_this or name not in known_low_latency() or named.link == "nic":
         return named
     timed = load_low_latency(own)

@@ -17,11 +17,11 @@ from numpy.typing import NDArray
 from hardware_profiles.calibration_parts import BesideCompute
 from hardware_profiles.estimates import Estimate
 from hardware_profiles.low_latency_kernels import MoeOperation
+from hardware_profiles.same_gpu import same_gpu
 from hardware_profiles.schema import load_gpu
 from reference_model.trace import ALL_TO_ALL_KINDS, Operator
 from simulator.execution.serving_model import EXPERT_LAYERS, ServingModel
 from simulator.hardware.kernels.families import family_of
-from simulator.hardware.kernels.gpu_ratio import same_gpu
 from simulator.hardware.network.clusters import nvlink_domains
 from simulator.hardware.network.groups import Domains
 from simulator.hardware.network.transfers import exchange_sms

@@ -21,9 +21,9 @@ from numpy.typing import NDArray
 
 from hardware_profiles.estimates import Estimate, TimeEstimate
 from hardware_profiles.fields import ROOT, Profile, read_yaml, to_profile
+from hardware_profiles.same_gpu import same_gpu
 from hardware_profiles.schema import CalibrationProfile, GpuProfile, load_gpu
 from hardware_profiles.tables import Measurement
-from simulator.hardware.kernels.gpu_ratio import same_gpu
 from simulator.hardware.kernels.roofline import is_tensor
 from simulator.hardware.prediction import NORMAL_80
 

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from hardware_profiles.by_content import Keyed, profile_key, rows_key
 from hardware_profiles.calibration_parts import FitProfile, TilesProfile
+from hardware_profiles.same_gpu import same_compute
 from hardware_profiles.schema import CalibrationProfile, GpuProfile, load_calibration, load_gpu
 from hardware_profiles.tables import TRANSFER_KINDS, Measurement
 from reference_model.formats import multiplied_as, nearest_type
@@ -34,7 +35,6 @@ from simulator.hardware.kernels.gpu_ratio import (
     achieved_shares,
     bound_seconds,
     log_restatement,
-    same_compute,
 )
 from simulator.hardware.kernels.measured_rows import Rows
 from simulator.hardware.kernels.models import ClassModel, FamilyModel, Told

@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hardware_profiles.by_content import Keyed, profile_key, rows_key
+from hardware_profiles.same_gpu import KERNEL_RATES, same_compute, same_gpu
 from hardware_profiles.schema import CalibrationProfile, GpuProfile, load_calibration, load_gpu
 from hardware_profiles.tables import Measurement
 from reference_model.formats import nearest_type
@@ -23,7 +24,7 @@ from reference_model.trace import Operator
 from simulator.hardware.common_errors import common_errors
 from simulator.hardware.kernels.calibrated import NOT_OF_KERNELS, Answer, CalibratedKernels
 from simulator.hardware.kernels.families import Family, calibration_measurements, family_of
-from simulator.hardware.kernels.gpu_ratio import KERNEL_RATES, same_compute, same_gpu, side_by_side
+from simulator.hardware.kernels.gpu_ratio import side_by_side
 from simulator.hardware.kernels.kept_times import (
     Sizes,
     Time,

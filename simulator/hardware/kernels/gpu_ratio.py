@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from hardware_profiles.by_content import Keyed, object_key
 from hardware_profiles.calibration_parts import TilesProfile
+from hardware_profiles.same_gpu import KERNEL_RATES
 from hardware_profiles.schema import GpuProfile
 from hardware_profiles.tables import Measurement
 from reference_model.formats import multiplied_as
@@ -41,27 +42,6 @@ class Achieved:
     def compute_share(self, dtype: str) -> float:
         """Of products of an operand type; the most of any where it has no row, 1 without rows."""
         return self.compute.get(dtype, max(self.compute.values(), default=1.0))
-
-
-KERNEL_RATES = ("sm_clock", "hbm_bandwidth", "l2_capacity")
-"""Beside its peaks, the fields of a GPU that kernels on several GPUs at once may differ in."""
-
-
-def same_compute(one: GpuProfile, other: GpuProfile) -> bool:
-    """Whether two GPUs share everything that a compute kernel's time depends on; of GPUs side by
-    side, whether all of them do."""
-    if one.sms != other.sms or set(one.peak_compute) != set(other.peak_compute):
-        return False
-    rates = ((getattr(one, field), getattr(other, field)) for field in KERNEL_RATES)
-    peaks = ((one.peak(dtype), other.peak(dtype)) for dtype in one.peak_compute)
-    return all(np.all(mine == theirs) for mine, theirs in (*rates, *peaks))
-
-
-def same_gpu(one: GpuProfile, other: GpuProfile) -> bool:
-    """Whether two profiles mean one GPU: by their names and by all that a compute kernel's time
-    depends on. Files of a user's may have a shipped GPU's name, and a job may change its rates."""
-    # Mostly the same profile, asked for each family of each kernel set.
-    return one is other or (one.name == other.name and same_compute(one, other))
 
 
 def side_by_side(gpus: Sequence[GpuProfile]) -> GpuProfile:

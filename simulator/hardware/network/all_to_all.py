@@ -36,7 +36,8 @@ from hardware_profiles.normal_kernels import (
     NormalLawProfile,
     load_normal_kernels,
 )
-from hardware_profiles.schema import CalibrationProfile, ClusterProfile, load_gpu
+from hardware_profiles.same_gpu import same_gpu, shipped_name
+from hardware_profiles.schema import CalibrationProfile, ClusterProfile, GpuProfile, load_gpu
 from hardware_profiles.tables import Measurement
 from hardware_profiles.units import Bytes, Seconds
 from reference_model.trace import ALL_TO_ALL_KINDS, Operator
@@ -125,7 +126,7 @@ class AllToAllModel:
         self.calibration = calibration
         per_domain = nvlink_domains(cluster, group=ranks).gpus_each
         self.reach = reach or reach_of_tests(calibration, ranks, gpus_each=per_domain)
-        gpu, named = cluster.node.gpu.name, calibration.normal_kernels
+        gpu, named = shipped_name(cluster.node.gpu), calibration.normal_kernels
         # What a calibration's own file lacks, such as kernels between nodes, shipped ones know.
         names = (named,) if named in (DEEPEP, NONE) else (named, DEEPEP)
         files = (load_normal_kernels(name, gpu=gpu) for name in names)
@@ -147,6 +148,7 @@ class AllToAllModel:
             profile_key(self.calibration, without=NOT_OF_SHARES).key,
             tuple(profile_key(kernels).key for kernels in self.kernels),
             self._measured_nvlink,
+            tuple(own and own.nvlink_bandwidth for own in map(self._own_among, self.kernels)),
             self.cluster.node.gpu.name,
             self.nodes,
         )
@@ -212,12 +214,19 @@ class AllToAllModel:
     def _timed_share(self, kind: str, nodes: int) -> tuple[float, float, float] | None:
         """What the link of timed kernels reached, of GPUs whose shipped NVLink rate is theirs: the
         share stays where a job changes the rate."""
-        timed, gpu = self._timed(kind, nodes), self.cluster.node.gpu.name
-        if timed is None or gpu not in timed[0].gpus:
+        timed = self._timed(kind, nodes)
+        if timed is None:
             return None
         kernels, found = timed
-        rate = load_gpu(kernels.gpus[0]).nvlink_bandwidth
-        return (found.link_share,) * 3 if load_gpu(gpu).nvlink_bandwidth == rate else None
+        own, rate = self._own_among(kernels), load_gpu(kernels.gpus[0]).nvlink_bandwidth
+        return (found.link_share,) * 3 if own and own.nvlink_bandwidth == rate else None
+
+    def _own_among(self, kernels: NormalKernels) -> GpuProfile | None:
+        """The cluster's GPU as the files of those that kernels stand for describe it, before a job
+        changes any of its rates."""
+        gpu, stand_for = self.cluster.node.gpu, map(load_gpu, kernels.gpus)
+        named = shipped_name(gpu)
+        return next((one for one in stand_for if one.name == named or same_gpu(one, gpu)), None)
 
     def predict(
         self,

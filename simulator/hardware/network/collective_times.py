@@ -26,6 +26,7 @@ from numpy.typing import NDArray
 
 from hardware_profiles.measured_collectives import MeasuredCollectives, OperationCurves
 from hardware_profiles.profile_files import known_profiles
+from hardware_profiles.same_gpu import shipped_name
 from hardware_profiles.schema import NCCL, GpuProfile, load_transport
 from hardware_profiles.units import Bytes, BytesPerSecond, Seconds
 from simulator.hardware.prediction import (
@@ -197,9 +198,10 @@ def measured_collectives(transport: str, *, gpu: GpuProfile) -> CollectiveTimes 
 
     Raises ValueError for a transport that is not "nccl" and has none.
     """
-    if transport == NCCL and f"{NCCL}_{gpu.name}" not in known_profiles("transports"):
+    named = shipped_name(gpu)
+    if transport == NCCL and f"{NCCL}_{named}" not in known_profiles("transports"):
         return None
-    found = load_transport(transport, gpu=gpu.name)
+    found = load_transport(transport, gpu=named)
     if found.measured is None:
         if transport == IDEAL:
             return None

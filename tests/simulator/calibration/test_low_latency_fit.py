@@ -86,7 +86,7 @@ def test_an_intercept_leaves_copies_to_other_gpus_their_time_at_line_rate():
 
 
 def test_gpus_per_node_of_a_gpu_that_no_shipped_cluster_has_are_stated():
-    mine = load_gpu("gb200", {"name": "mine"})
+    mine = load_gpu("gb200", {"name": "mine", "sms": 120})
     with pytest.raises(ValueError, match="has the GPU mine, so that GPUs per node are not known"):
         fit_low_latency(low_latency_rows(), gpu=mine)
     fitted = fit_low_latency(low_latency_rows(), gpu=mine, gpus_per_node=2)

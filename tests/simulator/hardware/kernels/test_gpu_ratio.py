@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from hardware_profiles.calibration_parts import TilesProfile
+from hardware_profiles.same_gpu import same_compute
 from hardware_profiles.schema import load_gpu
 from hardware_profiles.tables import Measurement
 from simulator.hardware.kernels.families import batch_of_rows
@@ -12,8 +13,6 @@ from simulator.hardware.kernels.gpu_ratio import (
     achieved_shares,
     bound_seconds,
     log_restatement,
-    same_compute,
-    same_gpu,
     side_by_side,
 )
 
@@ -130,19 +129,3 @@ def test_gpus_side_by_side_have_columns_of_rates():
     assert both.hbm_bandwidth.tolist() == [[3.35e12], [3.35e12]]
     assert same_compute(side_by_side([H800, H800]), H800)
     assert not same_compute(both, H800)
-
-
-@pytest.mark.parametrize(
-    ("changed", "is_one"),
-    [
-        ({}, True),
-        # No kernel's time rests on these.
-        ({"hbm_capacity": "96 GiB", "nvlink_bandwidth": "450 GB/s", "power": "500 W"}, True),
-        ({"hbm_bandwidth": "4 TB/s"}, False),
-        ({"sms": 114}, False),
-        ({"name": "mine"}, False),
-    ],
-)
-def test_a_file_of_a_gpus_name_means_that_gpu_where_kernels_take_as_long_on_it(changed, is_one):
-    assert same_gpu(H800, load_gpu("h800_sxm", changed)) is is_one
-    assert same_gpu(load_gpu("h800_sxm", changed), H800) is is_one

@@ -4,8 +4,9 @@ import numpy as np
 import pytest
 from cost_models import CALIBRATION, COSTS, combine, dispatch, fitted, one
 
-from hardware_profiles.schema import load_calibration
-from simulator.hardware.network.all_to_all import Reach
+from hardware_profiles.schema import load_calibration, load_cluster
+from simulator.hardware.kernels.families import calibration_measurements
+from simulator.hardware.network.all_to_all import AllToAllModel, Reach
 from simulator.hardware.network.fabric_load import NO_LIMIT, FabricLoad
 from simulator.hardware.network.normal_law import NormalLaw
 
@@ -231,3 +232,24 @@ def test_the_smaller_part_of_a_group_that_does_not_fill_nodes_sets_the_pace():
     assert Reach(parts=(8, 8), reached=(0.9, 0.9), gpus=6.0).over_nics == 0.9
     assert Reach(parts=(12,), reached=(1.0,), gpus=6.0).over_nics == 0.0
     assert fitted(ranks=12).transfers_.reach.parts == (8, 4)
+
+
+@pytest.mark.parametrize(
+    ("changed", "knows"),
+    [({}, True), ({"name": "mine"}, True), ({"name": "mine", "sms": 114}, False)],
+)
+def test_a_gpu_of_another_name_takes_the_kernels_and_the_links_of_the_one_that_it_is(
+    changed, knows
+):
+    calibration = load_calibration("h200_sxm")
+    cluster = load_cluster(
+        "h200_32", {f"node.gpu.{field}": value for field, value in changed.items()}
+    )
+    model = AllToAllModel(cluster=cluster, calibration=calibration, ranks=32).fit(
+        calibration_measurements(calibration)
+    )
+    shipped = AllToAllModel(cluster=load_cluster("h200_32"), calibration=calibration, ranks=32).fit(
+        calibration_measurements(calibration)
+    )
+    assert (model.kernels == shipped.kernels) is knows
+    assert (model.nic_share_ == shipped.nic_share_) is knows

@@ -155,7 +155,9 @@ def test_what_was_not_measured_is_refused():
 def test_a_gpu_without_measured_collectives_has_none_and_another_library_says_so():
     h100 = load_gpu("h100_sxm")
     assert measured_collectives("nccl", gpu=h100).knows("all_gather")
-    assert measured_collectives("nccl", gpu=h100.model_copy(update={"name": "none"})) is None
+    other = h100.model_copy(update={"name": "other"})
+    assert measured_collectives("nccl", gpu=other).knows("all_gather")
+    assert measured_collectives("nccl", gpu=other.model_copy(update={"sms": 100})) is None
     assert measured_collectives("ideal", gpu=h100) is None
     with pytest.raises(ValueError, match="transport deepep_h800 has no measured operations"):
         measured_collectives("deepep_h800", gpu=load_gpu("h800_sxm"))
