@@ -44,14 +44,22 @@ def test_timed_low_latency_kernels_of_the_gpu_stand_in_for_shipped_ones(scenario
     assert model.low_latency.name == used
 
 
-def test_a_gpu_of_the_user_is_the_calibrations_by_its_name(tmp_path):
+@pytest.mark.parametrize(
+    ("rate", "on_shipped"), [("4.8 TB/s", "deepep_h800_nvlink"), ("6 TB/s", "deepep_h200_nvlink")]
+)
+def test_a_gpu_of_the_user_is_the_calibrations_by_what_its_file_says(rate, on_shipped, tmp_path):
     path = tmp_path / "mine.yaml"
     shipped = (ROOT / "gpus" / "h200_sxm.yaml").read_text()
-    path.write_text(shipped.replace("name: h200_sxm", "name: my_gpu"))
+    mine = shipped.replace("name: h200_sxm", "name: my_gpu")
+    path.write_text(mine.replace("hbm_bandwidth: 4.8 TB/s", f"hbm_bandwidth: {rate}"))
     own = ("calibration.low_latency_kernels=deepep_h800_nvlink", f"calibration.gpu={path}")
     here = model_of("decode_ep8_h200", *own, f"cluster.node.gpu={path}")
     assert here.low_latency.name == "deepep_h800_nvlink"
-    assert model_of("decode_ep8_h200", *own).low_latency.name == "deepep_h200_nvlink"
+    # A job that changes a rate stays on the GPU that its file describes.
+    faster = (f"cluster.node.gpu={path}", "cluster.node.gpu.hbm_bandwidth=8 TB/s")
+    assert model_of("decode_ep8_h200", *own, *faster).low_latency.name == "deepep_h800_nvlink"
+    # The shipped H200 is the user's GPU where the file is a copy but for the name.
+    assert model_of("decode_ep8_h200", *own).low_latency.name == on_shipped
 
 
 def test_between_domains_they_stand_in_for_the_copies_within_one():
