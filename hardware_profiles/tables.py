@@ -64,6 +64,9 @@ NUMBERS = frozenset({"burst_clock_hz", "clock_hz", "experts", "kernels", "nodes"
 WHOLE = frozenset({"experts", "nodes"})
 """Those of them that are whole."""
 
+CARDS = ROOT / "measurements" / "cards"
+"""A folder for each reference table, of the cards that it or its widths rest on."""
+
 Pairs = tuple[tuple[str, str], ...]
 
 
@@ -119,6 +122,15 @@ def table_path(name: str) -> Path:
     a slash is a path itself."""
     shipped = ROOT / "measurements" / f"{name}.csv"
     return Path(name) if "/" in name and not shipped.is_file() else shipped
+
+
+def kept_cards(name: str) -> list[tuple[Measurement, ...]]:
+    """The rows of a shipped reference table on every card that is kept beside it.
+
+    Those of which the table is the median come first, then those that were timed later.
+    """
+    files = [CARDS / name / "table.csv", CARDS / name / "later.csv"]
+    return [card for path in files if path.is_file() for card in load_cards(path)]
 
 
 def load_measurements(path: Path) -> tuple[Measurement, ...]:

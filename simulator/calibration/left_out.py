@@ -37,9 +37,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hardware_profiles.calibration_parts import HeldOutError
-from hardware_profiles.fields import ROOT
 from hardware_profiles.schema import CalibrationProfile, load_calibration, load_cluster, load_gpu
-from hardware_profiles.tables import TRANSFER_KINDS, Measurement, load_cards, load_measurements
+from hardware_profiles.tables import (
+    CARDS,
+    TRANSFER_KINDS,
+    Measurement,
+    kept_cards,
+    load_measurements,
+)
 from reference_model.trace import ALL_TO_ALL_KINDS
 from simulator.calibration.coverage import Trials, coverage_table
 from simulator.calibration.family_fit import (
@@ -308,9 +313,9 @@ def main(arguments: list[str] | None = None) -> None:
         for judged in left_out_errors(gpu, rows, load_calibration(gpu)):
             print(judged.line(), flush=True)
             trials.append((judged.family, judged.trials(rng)))
-    kept = sorted((ROOT / "measurements" / "cards").glob("*.csv"))
-    cards = [load_measurements(path) for path in options.cards]
-    for tables in [cards] if cards else [load_cards(path) for path in kept]:
+    cards: list[Sequence[Measurement]] = [load_measurements(path) for path in options.cards]
+    kept = sorted(path.name for path in CARDS.iterdir())
+    for tables in [cards] if cards else map(kept_cards, kept):
         trials += judged_by_other_cards(tables)
     _print_coverage(trials)
     if not known:

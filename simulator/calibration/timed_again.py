@@ -23,7 +23,7 @@ from reference_model.trace import KINDS
 from simulator.calibration.coverage import STATED, Trials
 from simulator.hardware.common_errors import CommonErrors, common_errors
 from simulator.hardware.kernels.families import family_of
-from simulator.hardware.kernels.reach import ENOUGH_GROUPS, TOGETHER, one_more_within
+from simulator.hardware.kernels.reach import ENOUGH_GROUPS, TOGETHER
 from simulator.hardware.kernels.roofline import is_tensor
 from simulator.hardware.prediction import MEASURED, NORMAL_80
 
@@ -59,14 +59,21 @@ class Again:
         return NORMAL_80 * float(np.hypot(self.repeats, 2**0.5 * again))
 
 
-def _timed_again(pair: Pair) -> list[Again]:
+def _by_work(rows: Iterable[Measurement]) -> dict[tuple[Any, ...], Measurement]:
+    """{kernel and sizes: row}, in one order whatever that of the rows."""
+    found = {_same_work(row): row for row in rows if row.kind in KINDS}
+    return dict(sorted(found.items(), key=lambda entry: str(entry[0])))
+
+
+def _timed_again(
+    known: Mapping[tuple[Any, ...], Measurement], judged: Mapping[tuple[Any, ...], Measurement]
+) -> list[Again]:
     """Rows of the first table that the second has too.
 
     The median difference of a pair's tensor-core kernels, and that of the others, is of its two
     GPUs; of rows timed under the load of a job, of the clocks that either kept in it.
     """
-    known, judged = ({_same_work(row): row for row in rows if row.kind in KINDS} for rows in pair)
-    keys = sorted(known.keys() & judged.keys(), key=str)
+    keys = [key for key in known if key in judged]
     spreads = [row.spread for row in known.values() if row.spread is not None]
     least = float(np.median(spreads)) / 2
     apart = np.log([judged[key].seconds / known[key].seconds for key in keys])
@@ -78,6 +85,14 @@ def _timed_again(pair: Pair) -> list[Again]:
         Again(known[key], _group(known[key]), float(far), max(known[key].spread or 0.0, least))
         for key, far in zip(keys, apart, strict=True)
     ]
+
+
+def _of_each_two(cards: Sequence[Sequence[Measurement]]) -> dict[tuple[int, int], list[Again]]:
+    """{numbers of two cards: rows of the first timed again on the second}"""
+    tables = [_by_work(rows) for rows in cards]
+    return {
+        (a, b): _timed_again(tables[a], tables[b]) for a, b in combinations(range(len(cards)), 2)
+    }
 
 
 def measured_trials(
@@ -95,7 +110,7 @@ def measured_trials(
     rng = np.random.default_rng(3)
     for pair in again:
         groups: dict[tuple[object, ...], list[Again]] = defaultdict(list)
-        for one in _timed_again(pair):
+        for one in _timed_again(*map(_by_work, pair)):
             groups[one.group].append(one)
         families: dict[str, list[Again]] = defaultdict(list)
         for members in groups.values():
@@ -107,90 +122,130 @@ def measured_trials(
             yield family, Trials(apart, half, np.full(len(found), MEASURED, dtype=np.intp))
 
 
-def repeats_of(again: Iterable[Pair]) -> CommonErrors:
-    """What pairs of tables say of rows timed again, by the rule of docs/priors.md (repeat).
+def repeats_of(cards: Sequence[Sequence[Measurement]]) -> CommonErrors:
+    """What GPUs of one type say of rows timed again, by the rule of docs/priors.md (repeat).
 
-    The share of a kind is what holds 80% of one more group of it. A kind of too few groups is one
-    more kind of its class.
+    The share of a kind is what holds 80% of one more group of it, over each two of the GPUs. A kind
+    of too few groups is one more kind of its class.
     """
-    return _repeats([one for pair in again for one in _timed_again(pair)])
-
-
-def _repeats(rows: Sequence[Again]) -> CommonErrors:
-    errors = common_errors()
-    kinds = np.array([one.row.kind for one in rows])
-    tensor = np.array([is_tensor(kind) for kind in kinds])
-    groups = _numbered(rows)
-    shares = np.array([one.share(errors) for one in rows])
-
-    def held(of: NDArray[np.bool_], units: NDArray[Any], before: Estimate) -> Estimate | None:
-        value = _one_more_share(shares[of], units[of])
-        if value is None:
-            return None
-        return before.model_copy(update={"value": value, "low": value / 2, "high": 2 * value})
-
+    again = [one for rows in _of_each_two(cards).values() for one in rows]
+    shares, kinds, groups = _columns(again)
+    errors = _of_classes(shares, kinds)
     of_kinds = {
-        kind: held(kinds == kind, groups, errors.of_class(kind))
+        kind: _held(shares[of], groups[of], errors.of_class(kind))
         for kind in np.unique(kinds).tolist()
+        for of in [kinds == kind]
     }
     return errors.model_copy(
+        update={"repeat_of": {kind: own for kind, own in of_kinds.items() if own is not None}}
+    )
+
+
+def _columns(
+    rows: Sequence[Again],
+) -> tuple[NDArray[np.float64], NDArray[np.str_], NDArray[np.intp]]:
+    """[rows] shares, kinds, and the group of each as a number."""
+    errors = common_errors()
+    numbers: dict[tuple[object, ...], int] = {}
+    return (
+        np.array([one.share(errors) for one in rows]),
+        np.array([one.row.kind for one in rows]),
+        np.array([numbers.setdefault(one.group, len(numbers)) for one in rows], dtype=np.intp),
+    )
+
+
+def _of_classes(shares: NDArray[np.float64], kinds: NDArray[np.str_]) -> CommonErrors:
+    """What holds one more kind, of those on tensor cores and of the others."""
+    errors = common_errors()
+    names, of = np.unique(kinds, return_inverse=True)
+    tensor = np.array([is_tensor(name) for name in names.tolist()])[of]
+    compute = _held(shares[tensor], of[tensor], errors.repeat_compute)
+    memory = _held(shares[~tensor], of[~tensor], errors.repeat_memory)
+    return errors.model_copy(
         update={
-            "repeat_compute": held(tensor, kinds, errors.repeat_compute) or errors.repeat_compute,
-            "repeat_memory": held(~tensor, kinds, errors.repeat_memory) or errors.repeat_memory,
-            "repeat_of": {kind: own for kind, own in of_kinds.items() if own is not None},
+            "repeat_compute": compute or errors.repeat_compute,
+            "repeat_memory": memory or errors.repeat_memory,
         }
     )
 
 
-def _one_more_share(shares: NDArray[np.float64], units: NDArray[Any]) -> float | None:
-    """What holds the stated share of one more unit; None where units are too few to say."""
-    if len(np.unique(units)) < ENOUGH_GROUPS:
+def _held(
+    shares: NDArray[np.float64], units: NDArray[np.intp], before: Estimate
+) -> Estimate | None:
+    """What holds one more unit, as the estimate before it; None where units are too few to say."""
+    value = _one_more_share(shares, units)
+    if value is None:
         return None
-    return one_more_within(shares, units, STATED)
+    return before.model_copy(update={"value": value, "low": value / 2, "high": 2 * value})
 
 
-def _numbered(rows: Iterable[Again]) -> NDArray[np.intp]:
-    """The group of each row as a number."""
-    numbers: dict[tuple[object, ...], int] = {}
-    return np.array([numbers.setdefault(one.group, len(numbers)) for one in rows], dtype=np.intp)
+def _one_more_share(shares: NDArray[np.float64], units: NDArray[np.intp]) -> float | None:
+    """What holds the stated share of one more unit's rows; None where units are too few to say.
+
+    How many rows of the known units that takes depends on how far units differ. So each unit is
+    left out in turn: its rows lie at levels of the others' distribution, and the level below which
+    the stated share of them lies is the one that is taken of all units. Each unit has one vote.
+    """
+    order = np.argsort(shares, kind="stable")
+    shares = shares[order]
+    _, of, rows = np.unique(units[order], return_inverse=True, return_counts=True)
+    if len(rows) < ENOUGH_GROUPS:
+        return None
+    votes = 1.0 / rows[of]
+    by_unit = np.argsort(of, kind="stable")
+    own = np.empty(len(of))
+    own[by_unit] = 1.0 + np.arange(len(of)) - np.repeat(np.cumsum(rows) - rows, rows)
+    others = np.cumsum(votes) - own * votes
+    level = _quantile(others / (len(rows) - 1), votes, STATED)
+    return _quantile(shares, votes, level)
+
+
+def _quantile(values: NDArray[np.float64], votes: NDArray[np.float64], share: float) -> float:
+    """Between the middles of the votes by interpolation (Hazen 1914)."""
+    order = np.argsort(values, kind="stable")
+    middles = np.cumsum(votes[order]) - votes[order] / 2
+    return float(np.interp(share * votes.sum(), middles, values[order]))
 
 
 def judged_by_other_cards(cards: Sequence[Sequence[Measurement]]) -> Iterator[tuple[str, Trials]]:
-    """One row of each group of each two cards, by what pairs of all other cards say without it.
+    """One row of each group of a card and the next, by what pairs of all others say without it.
 
     Neither the judged cards nor the judged group have a part in a width. A group counts once for
-    all pairs. Yields nothing of fewer than four cards.
+    all judged pairs. Yields nothing of fewer than four cards.
 
     Args:
         cards: tables of several GPUs of one type.
     """
+    if len(cards) < 4:
+        return
     rng = np.random.default_rng(3)
-    pairs = {
-        (a, b): _timed_again((cards[a], cards[b])) for a, b in combinations(range(len(cards)), 2)
-    }
-    for pair, judged in pairs.items():
-        others = [one for of, rows in pairs.items() if not {*pair} & {*of} for one in rows]
-        if not others:
+    pairs = _of_each_two(cards)
+    again = [one for rows in pairs.values() for one in rows]
+    shares, kinds, groups = _columns(again)
+    pair_of = np.repeat(np.arange(len(pairs)), [len(rows) for rows in pairs.values()])
+    of_kind = {kind: np.flatnonzero(kinds == kind) for kind in np.unique(kinds).tolist()}
+    for place, pair in enumerate(pairs):
+        if pair[1] > pair[0] + 1:
             continue
-        classes = _repeats(others)
-        groups = _numbered([*judged, *others])
-        kinds = np.array([one.row.kind for one in others])
-        shares = np.array([one.share(classes) for one in others])
-        members: dict[int, list[Again]] = defaultdict(list)
-        for group, one in zip(groups.tolist(), judged, strict=False):
-            members[group].append(one)
+        apart_from = np.array([not {*pair} & {*other} for other in pairs])[pair_of]
+        classes = _of_classes(shares[apart_from], kinds[apart_from])
+        others = {kind: rows[apart_from[rows]] for kind, rows in of_kind.items()}
+        members: dict[int, list[int]] = defaultdict(list)
+        for row in np.flatnonzero(pair_of == place).tolist():
+            members[groups[row]].append(row)
         found: dict[str, list[tuple[float, float]]] = defaultdict(list)
         for group, rows in members.items():
-            row = (one := rows[rng.integers(len(rows))]).row
-            rest = (kinds == row.kind) & (groups[len(judged) :] != group)
-            share = _one_more_share(shares[rest], groups[len(judged) :][rest])
-            share = classes.of_class(row.kind).value if share is None else share
-            family = f"{row.kind} {row.dtype} -> {row.out_dtype}"
+            one = again[rows[rng.integers(len(rows))]]
+            rest = others[one.row.kind]
+            rest = rest[groups[rest] != group]
+            share = _one_more_share(shares[rest], groups[rest])
+            share = classes.of_class(one.row.kind).value if share is None else share
+            family = f"{one.row.kind} {one.row.dtype} -> {one.row.out_dtype}"
             found[family].append((one.apart, one.half(share, classes)))
         for family, judgements in found.items():
             apart, half = np.array(judgements).T
             known = np.full(len(apart), MEASURED, dtype=np.intp)
-            yield family, Trials(apart, half, known, splits=len(pairs))
+            yield family, Trials(apart, half, known, splits=len(cards) - 1)
 
 
 def _group(row: Measurement) -> tuple[object, ...]:

@@ -3,8 +3,9 @@
     python -m simulator.calibration.shipping.reference_tables h200_sxm_reference [TABLE.csv ...]
 
 Tables are those that `python -m reference_model measure` wrote, one of each card. They are kept in
-measurements/cards, from which the medians are taken; without tables those that are kept stay. Rows
-of other kernels in the reference table stay as they are.
+measurements/cards/NAME/table.csv, from which the medians are taken; without tables those that are
+kept stay. Cards that were timed later, and have no part in the table, stand beside it in later.csv.
+Rows of other kernels in the reference table stay as they are.
 """
 
 from __future__ import annotations
@@ -15,8 +16,8 @@ from dataclasses import replace
 from pathlib import Path
 from statistics import median
 
-from hardware_profiles.fields import ROOT
 from hardware_profiles.tables import (
+    CARDS,
     Measurement,
     load_cards,
     load_measurements,
@@ -24,8 +25,6 @@ from hardware_profiles.tables import (
     write_cards,
     write_measurements,
 )
-
-CARDS = ROOT / "measurements" / "cards"
 
 
 def medians(cards: Sequence[Sequence[Measurement]]) -> list[Measurement]:
@@ -63,7 +62,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("name", help="of the reference table, such as h200_sxm_reference")
     parser.add_argument("tables", nargs="*", type=Path, metavar="TABLE.csv")
     options = parser.parse_args(arguments)
-    kept = CARDS / f"{options.name}.csv"
+    kept = CARDS / options.name / "table.csv"
     if options.tables:
         write_cards(kept, [load_measurements(path) for path in options.tables])
     table = table_path(options.name)

@@ -6,13 +6,14 @@ import pytest
 from made_up_rows import made_up
 
 from hardware_profiles.tables import (
+    CARDS,
     load_cards,
     load_measurements,
     table_path,
     table_text,
     write_cards,
 )
-from simulator.calibration.shipping.reference_tables import CARDS, medians, with_medians
+from simulator.calibration.shipping.reference_tables import medians, with_medians
 
 
 def three_cards():
@@ -77,7 +78,7 @@ def test_a_median_takes_the_place_of_the_same_work_timed_otherwise():
 
 def test_the_shipped_rows_are_the_medians_of_the_kept_cards():
     shipped = load_measurements(table_path("h200_sxm_reference"))
-    cards = load_cards(CARDS / "h200_sxm_reference.csv")
+    cards = load_cards(CARDS / "h200_sxm_reference" / "table.csv")
 
     assert len(medians(cards)) == 2937
     assert table_text(with_medians(shipped, cards)) == table_text(shipped)
