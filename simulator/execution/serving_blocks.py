@@ -20,7 +20,7 @@ from simulator.execution.serving_rows import slot_shares
 from simulator.execution.serving_step import ServingStep, distinct_slots
 from simulator.execution.serving_times import expert_times
 from simulator.scenario.serving import TensorParallel
-from simulator.workload.iteration import WIRES, section_starts
+from simulator.workload.iteration import WIRES, LayerOperators, section_starts
 from simulator.workload.iteration_operators import collective_ranks
 from simulator.workload.skew import Single
 from simulator.workload.task_graph import COLLECTIVE_SEGMENTS, Stream, Task, TaskGraph, collapsed
@@ -241,15 +241,21 @@ class _Kernels:
                 cores, cores_clocked = cores + seconds, cores_clocked + share * seconds
             else:
                 plain, clocked = plain + seconds, clocked + share * seconds
+        on_sms = block[0].stream is Stream.COMPUTE
+        all_fixed = fixed.astype(np.float32)
+        of_rows_s = None if table is None else table.astype(np.float32)
+        if of_rows_s is not None and not on_sms and (of_rows_s == of_rows_s[0]).all():
+            # The layout of dispatch takes its time whatever the rows are.
+            all_fixed, of_rows_s = of_rows_s[0] + all_fixed, None
         return BlockKind(
-            fixed=fixed.astype(np.float32),
+            fixed=all_fixed,
             plain=plain.astype(np.float32),
             clocked=clocked.astype(np.float32),
             cores=cores.astype(np.float32),
             cores_clocked=cores_clocked.astype(np.float32),
             micro_batch=batch,
-            on_sms=block[0].stream is Stream.COMPUTE,
-            of_rows=None if table is None else table.astype(np.float32),
+            on_sms=on_sms,
+            of_rows=of_rows_s,
             rows_clocked=(rows_clocked / np.where(middle > 0, middle, 1.0)).astype(np.float32),
             sends=None if sends is None else sends.astype(np.float32),
         )
@@ -263,10 +269,26 @@ def row_ratios(step: ServingStep, kind: str, rows: Array) -> dict[int, Array]:
         kind: of the layer.
         rows: over the mean of the ranks.
     """
-    model = step.model
     base = step.operators[kind, 0]
     part_of = base.part_of()
-    wanted = [place for place, part in part_of.items() if part in BY_EXPERT_ROWS]
+    wanted = tuple(sorted(place for place, part in part_of.items() if part in BY_EXPERT_ROWS))
+    sent = base.parts.get("dispatch_send", ())
+    asked = (wanted, tuple(base.operators[place] for place in (*wanted, *sent)))
+    return _known_ratios(object_key(step.model), Keyed(asked, base), Keyed(rows.tobytes(), rows))
+
+
+@lru_cache(maxsize=32)
+def _known_ratios(
+    keyed: Keyed[ServingModel], layer: Keyed[LayerOperators], at: Keyed[Array]
+) -> dict[int, Array]:
+    """`row_ratios`, which no context changes.
+
+    Args:
+        layer: by its operators that go with the rows of a rank, and their places.
+        at: rows over the mean.
+    """
+    model, base, rows = keyed.value, layer.value, at.value
+    wanted = [place for place, part in base.part_of().items() if part in BY_EXPERT_ROWS]
     of_step = base.operators[base.parts["experts"][0]]["rows"]
     counts = np.maximum(np.rint(np.append(rows * of_step / model.even_skew, 1.0)), 1.0)
     shares = slot_shares(model)

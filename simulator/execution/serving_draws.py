@@ -31,7 +31,7 @@ from simulator.execution.serving_blocks import NODES, BlockKind, ServingBlocks, 
 from simulator.execution.serving_model import EXPERT_LAYERS
 from simulator.execution.serving_rows import BALANCED_LAYERS, rows_over_mean, slot_shares
 from simulator.execution.serving_step import ServingStep, distinct_slots
-from simulator.execution.serving_times import kernel_times
+from simulator.execution.serving_times import asked_kernels, kernel_times
 from simulator.hardware.prediction import Prediction
 from simulator.scenario.inputs import Skew
 from simulator.workload.skew import Single, clock_times, slow_machines
@@ -255,9 +255,8 @@ def times_without_waiting(step: ServingStep) -> Prediction:
     freed = model.kernels.calibration.all_to_all.without_waiting
     if freed is None or not model.job.normal_transfers or model.job.overlap == "none":
         return step.times
-    known = {
-        key: times for key, times in model.kernels.predicted.items() if key[0].kind not in TRANSFERS
-    }
+    asked = asked_kernels(model, step.operators)
+    known = {key: model.kernels.predicted[key] for key in asked if key[0].kind not in TRANSFERS}
     kernels = replace(model.kernels, costs=model.kernels.costs.without_waiting(), predicted=known)
     return kernel_times(replace(model, kernels=kernels), step.operators)
 

@@ -336,8 +336,10 @@ def iteration(load: IterationLoad) -> ServingStep:
         times = times.between(kernel_times(model, fewer), np.concatenate(parts))
     gap = model.job.gap.value
 
-    graph = replace(model.graph, operators=joined_operators(operators))
-    log = run(graph, times.seconds[model.places], gap)
+    # The order is that of every iteration of the deployment; what runs in it, this one's alone.
+    ran = run(model.graph, times.seconds[model.places], gap)
+    graph = model.graph.with_operators(joined_operators(operators))
+    log = replace(ran, graph=graph)
     # A low-latency wire is no kernel.
     launched = sum(task.part not in WIRES or model.job.normal_transfers for task in graph.tasks)
     host_s = launched * model.job.host_launch

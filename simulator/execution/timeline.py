@@ -120,7 +120,8 @@ def _of_one_rank(
     for (computes, waits), took in zip(graph.waits, seconds, strict=True):
         start = compute_free if computes else communication_free
         for earlier in waits:
-            start = max(start, ends[earlier])
+            end = ends[earlier]
+            start = end if end > start else start
         end = start + took
         starts.append(start)
         ends.append(end)

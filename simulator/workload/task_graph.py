@@ -7,6 +7,7 @@ stream run in the order of the graph, one at a time, as kernels in a CUDA stream
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from copy import copy
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from functools import cached_property
@@ -73,6 +74,12 @@ class TaskGraph:
                     f"({self.operators[task.operator].name}) depends on {waits}; only earlier "
                     "tasks are allowed"
                 )
+
+    def with_operators(self, operators: tuple[Operator, ...]) -> TaskGraph:
+        """The same order for operators of other sizes; what it says is not worked out again."""
+        other = copy(self)
+        object.__setattr__(other, "operators", operators)
+        return other
 
     def task_operators(self) -> list[Operator]:
         """[tasks], the operator of each."""

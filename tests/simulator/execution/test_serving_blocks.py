@@ -1,5 +1,6 @@
 """What the blocks of a serving iteration take, by hand."""
 
+from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
@@ -8,19 +9,20 @@ import pytest
 from simulator.execution import serving_blocks
 from simulator.execution.serving_blocks import CORES, NODES, _Kernels, row_ratios
 from simulator.workload.task_graph import Stream
+from tests.cost_models import operator
 from tests.simulator.execution.test_serving_draws import ALIKE, step_of
 
 
 def test_the_share_of_a_block_that_goes_with_the_clock_is_that_of_its_tasks_by_their_time():
     """Tasks of experts of 2 and 6 s, a half and a quarter of which go with the clock: 2.5 of 8."""
-    operator = SimpleNamespace(kind="masked_grouped_gemm")
+    kernel = SimpleNamespace(kind="masked_grouped_gemm")
     kernels = SimpleNamespace(
         _gap=np.array([0.5]),
         _ratios={0: np.array([1.0, 2.0, 0.1]), 1: np.array([1.0, 3.0, 0.1])},
         _scaled=np.array([[2.0], [6.0]]),
         _clocked=np.array([0.5, 0.25]),
         _step=SimpleNamespace(
-            log=SimpleNamespace(graph=SimpleNamespace(operators=[operator, operator]))
+            log=SimpleNamespace(graph=SimpleNamespace(operators=[kernel, kernel]))
         ),
         varies=lambda task: True,
     )
@@ -52,7 +54,7 @@ def test_experts_take_what_their_rows_and_those_that_have_any_take(monkeypatch):
     monkeypatch.setattr(serving_blocks, "expert_times", expert_times)
     layer = SimpleNamespace(
         parts={"experts": (3,)},
-        operators={3: {"rows": 40}},
+        operators=dict.fromkeys((3, 8, 9), operator("swiglu", rows=40)),
         part_of=lambda: {9: "experts", 8: "experts", 3: "experts", 5: "attention"},
     )
     step = SimpleNamespace(
@@ -65,6 +67,41 @@ def test_experts_take_what_their_rows_and_those_that_have_any_take(monkeypatch):
     assert found[8] == pytest.approx(active / 6.25, rel=1e-12)
     # Of nothing in the step, seconds stand in the place of a ratio.
     assert found[9].tolist() == (40 - rows).tolist()
+
+
+def test_what_goes_with_rows_is_worked_out_once_for_all_contexts():
+    step, longer = (
+        step_of("decode_ep8_h200", f"requests.context_tokens={context}") for context in (4096, 8192)
+    )
+    longer = replace(longer, model=step.model)
+    rows = np.linspace(0.5, 2.0, NODES)
+    known = row_ratios(step, "moe", rows)
+    assert row_ratios(longer, "moe", rows) is known
+    assert row_ratios(longer, "moe", 2 * rows) is not known
+
+
+def test_a_transfer_that_takes_as_long_at_any_rows_is_not_looked_up_by_them():
+    """2 s at both nodes; one of 2 and 3 s is looked up."""
+    scaled = np.array([[2.0]])
+    operators = [SimpleNamespace(kind="dispatch_layout")]
+    wire = SimpleNamespace(
+        operator=0, collective=True, barrier=True, part="dispatch_wire", micro_batch=0,
+        stream=Stream.COMMUNICATION,
+    )  # fmt: skip
+    found = []
+    for ratios in ([1.0, 1.0, 0.5], [1.0, 1.5, 0.5]):
+        kernels = SimpleNamespace(
+            _gap=np.array([0.5]),
+            _ratios={0: np.array(ratios)},
+            _scaled=scaled,
+            _clocked=np.array([0.0]),
+            _step=SimpleNamespace(log=SimpleNamespace(graph=SimpleNamespace(operators=operators))),
+            varies=lambda task: True,
+        )
+        found.append(_Kernels.kind(kernels, [wire]))
+    same, other = found
+    assert (same.fixed.tolist(), same.of_rows) == ([2.0], None)
+    assert (other.fixed.tolist(), other.of_rows.tolist()) == ([0.0], [[2.0], [3.0]])
 
 
 def test_kernels_of_experts_are_priced_from_the_fewest_rows_to_the_most(monkeypatch):

@@ -36,6 +36,15 @@ def test_a_task_may_depend_on_earlier_tasks_only(needs):
         graph(("c", ()), ("c", ()), ("c", needs))
 
 
+def test_the_order_holds_for_operators_of_other_sizes():
+    made = graph(("c", ()), ("m", (0,)))
+    wider = dataclasses.replace(COPY, sizes=(("columns", 2), ("rows", 1)))
+    other = made.with_operators((wider,))
+    assert (other.operators, made.operators) == ((wider,), (COPY,))
+    assert other == dataclasses.replace(made, operators=(wider,))
+    assert other.waits == ((True, ()), (False, (0,)))
+
+
 def test_a_block_follows_what_it_waits_for_and_an_empty_one_stands_for_it():
     build = GraphBuilder()
     assert build.layer("dense") == 0
