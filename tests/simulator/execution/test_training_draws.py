@@ -21,7 +21,7 @@ from simulator.execution.training_ranks import RowsOfLayers, durations, group_sp
 from simulator.hardware.prediction import NORMAL_80, one_time
 from simulator.scenario.files import load_scenario
 from simulator.workload.schedules.order import INPUT_BACKWARD, OVERLAPPED, WEIGHT_GRADIENT
-from simulator.workload.task_graph import Stream, TaskGraph
+from simulator.workload.task_graph import Stream, Task, TaskGraph
 
 MAIN = "dualpipe_h800_2048"
 ALIKE = ("skew={setting: none, host_pause: {rate: {value: 0, low: 0, high: 1.0e-12, source: s}}}",)
@@ -554,21 +554,28 @@ def test_waiting_of_a_pair_is_that_before_its_all_to_alls_by_slot_and_by_rank(mo
     parts = ["compute", *("dispatch", "dispatch", "combine", "dispatch", "combine")]
     layers = [0, 0, 0, 0, 1, 1]
     tasks = [
-        SimpleNamespace(
+        Task(
+            operator=0,
             stream=Stream.COMPUTE if part == "compute" else Stream.COMMUNICATION,
             layer=layer,
+            micro_batch=0,
             part=part,
+            overlapped=True,
+            collective=part != "compute",
         )
         for part, layer in zip(parts, layers, strict=True)
     ]
-    pair = SimpleNamespace(graph=SimpleNamespace(tasks=tasks), gap_s=None)
+
+    def pair(tasks):
+        return SimpleNamespace(graph=TaskGraph("pair", ("moe",) * 2, (), tuple(tasks)), gap_s=None)
+
     asked = []
 
     def each(graph, durations, gap, *, axes, rank_axis, teams):
         asked.append((list(durations), axes, rank_axis, teams))
         one = np.array([[[[1.0, 2.0]]], [[[3.0, 4.0]]]])
         of_tasks = [(99, 5), (1, 50), (0, 10), (2, 20), (3, 30), (4, 40)]
-        for times, took in of_tasks[: len(tasks)]:
+        for times, took in of_tasks[: len(graph.tasks)]:
             yield 7.0 + 0 * one, 7.0 + times * one, None, 7.0 + times * one + took
 
     monkeypatch.setattr(timeline, "each", each)
@@ -581,7 +588,7 @@ def test_waiting_of_a_pair_is_that_before_its_all_to_alls_by_slot_and_by_rank(mo
         samples=2,
     )
     ranks = SimpleNamespace(patterns=1, teams={"tensor": 1})
-    found = _Drawing._waiting(drawing, pair, ranks)
+    found = _Drawing._waiting(drawing, pair(tasks), ranks)
     # The middle rank of the pipeline, on its first replica.
     assert asked == [([([(8, 0)],) * 2] * 2, (2, 1, 1, 2), 0, {"tensor": 1})]
     # Ten times 1.5 and 3.5 s on average over draws; 2.5 s over ranks.
@@ -591,5 +598,6 @@ def test_waiting_of_a_pair_is_that_before_its_all_to_alls_by_slot_and_by_rank(mo
     # Of one rank 2.5, 5, 7.5 and 10 s on average over four all-to-alls: 0.3 steps of 2.5 s inside.
     assert found.mean_ends_s == pytest.approx((2.5 + 0.75, 10 - 0.75), rel=1e-6)
     # Three all-to-alls are of no slots of four.
-    del tasks[-1]
-    assert _Drawing._waiting(drawing, pair, ranks).notify_s.tolist() == [[2.5, 5.0, 7.5]]
+    assert _Drawing._waiting(drawing, pair(tasks[:-1]), ranks).notify_s.tolist() == [
+        [2.5, 5.0, 7.5]
+    ]
