@@ -139,6 +139,7 @@ def test_low_latency_kernels_are_shown_by_direction():
     rows = {"dispatch": np.log([1.02, 1.04, 1.1]), "combine": np.log([1.01, 0.8])}
     fitted = FittedLowLatency(
         load_gpu("gb200"),
+        4,
         128,
         7168,
         8,
