@@ -22,7 +22,8 @@ slow each other. A GPU that waits for its transfers draws less power meanwhile, 
 for the rest: so where transfers take longer than compute, compute rests behind each pair for as
 long as it would wait for them by these times (`rest_of_compute`), and both are timed so. All are
 means over the layers and some replays, the note included; the replays
-follow each other with no host in between, as those do that tell how long a pair takes.
+follow each other with no host in between, as those do that tell how long a pair takes. All that is
+noted runs in turn, some replays of each in every round.
 """
 
 from __future__ import annotations
@@ -40,7 +41,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from torch import distributed
+from torch import Tensor, distributed
 
 from reference_model.blocks import ResidualStream
 from reference_model.captured import RankStep
@@ -76,7 +77,11 @@ from reference_model.stream_notes import UNHINDERED, Note, Notes, idle_seconds, 
 
 PAIR = "pair"
 _SEED = 0
+_ROUNDS = 4
+"""In each of which all that is noted runs once: GPUs warm up and clock lower meanwhile, and what is
+compared should not be told apart by that."""
 _NOTED_REPLAYS = 15
+"""Of a round."""
 _SETTLING_REPLAYS = 15
 """Before those that count, so that clock and power are those of a loop, and the GPU that computes
 faster begins as much earlier than the others as it ever will."""
@@ -156,23 +161,38 @@ def _time(step: RankStep, seconds: float) -> tuple[float, float]:
     return statistics.median(spans), statistics.pstdev(spans) / statistics.mean(spans)
 
 
-def _noted(run: Callable[[Notes], Any], device: torch.device) -> tuple[list[Note], list[list[int]]]:
-    """A step with notes: them, and their times in each of some replays."""
-    notes = Notes(device)
+NotedStep = tuple[list[Note], list[list[int]]]
+"""The notes of a step, and their times in each replay that counted."""
 
-    def once() -> Any:
-        notes.notes = []
-        return run(notes)
 
-    step = RankStep(once, device)
-    settling = _SETTLING_REPLAYS * (device.type == "cuda")
-    taken = []
-    distributed.barrier()
-    for _ in range(settling + _NOTED_REPLAYS):
-        step()
-        taken.append(notes.times[: len(notes.notes)].clone())
-    wait_for_device(device)
-    return notes.notes, [times.tolist() for times in taken[settling:]]
+def _noted(
+    runs: Sequence[Callable[[Notes], Any]], device: torch.device, *, rounds: int = _ROUNDS
+) -> list[NotedStep]:
+    """Each of some runs, captured and then replayed in turn with the others."""
+    on_gpu = device.type == "cuda"
+    steps = []
+    for run in runs:
+        notes = Notes(device)
+
+        def once(run: Callable[[Notes], Any] = run, notes: Notes = notes) -> Any:
+            notes.notes = []
+            return run(notes)
+
+        steps.append((notes, RankStep(once, device)))
+    settling = _SETTLING_REPLAYS * on_gpu
+    taken: list[list[Tensor]] = [[] for _ in runs]
+    for _ in range(rounds if on_gpu else 1):
+        for (notes, step), found in zip(steps, taken, strict=True):
+            distributed.barrier()
+            for replay in range(settling + _NOTED_REPLAYS):
+                step()
+                if replay >= settling:
+                    found.append(notes.times[: len(notes.notes)].clone())
+            wait_for_device(device)
+    return [
+        (notes.notes, [times.tolist() for times in found])
+        for (notes, _), found in zip(steps, taken, strict=True)
+    ]
 
 
 def _measure(
@@ -266,46 +286,63 @@ def _one(
     device: torch.device,
 ) -> tuple[list[Whole], list[OperatorTime]]:  # fmt: skip
     """The three runs of one number of SMs, and the operators' times."""
-    notes, times = _noted(pair, device)
-    alone_notes, alone_times = _noted(lambda notes: pair(notes, moving=memory is None), device)
-    still = statistics.median([idle_seconds(alone_notes, taken) for taken in alone_times])
-    exposed = statistics.median([idle_seconds(notes, taken) for taken in times]) - still
     together = _time(RankStep(pair, device), seconds)
-    wholes = [Whole(PAIR, tokens, programs, *together, exposed)]
-    alone, beside = means(alone_notes, alone_times), {}
-    if memory is not None:
+    still = partial(pair, moving=memory is None)
+    alone: Means
+    beside: Means = {}
+    others: list[Whole] = []
+    if memory is None:
+        paired, compute = _noted((pair, still), device)
+        alone = means(*compute)
+    else:
         apart = _time(RankStep(lambda: pair(moving=False), device), seconds)
-        wholes.append(Whole(COMPUTE, tokens, programs, *apart, 0.0))
         # What the transfers read has to be there: they are those of a pair that is kept.
         kept = pair()
         wait_for_device(device)
         transfers = list(memory.transfers)
         communicate = partial(_communicate, transfers)
         of_transfers = _time(RankStep(communicate, device), seconds)
-        wholes.append(Whole(COMMUNICATION, tokens, programs, *of_transfers, math.nan))
-        alone |= means(*_noted(communicate, device))
+        others = [
+            Whole(COMPUTE, tokens, programs, *apart, 0.0),
+            Whole(COMMUNICATION, tokens, programs, *of_transfers, math.nan),
+        ]
         turns = torch.tensor(math.ceil(apart[0] / of_transfers[0]) + 1, device=device)
         distributed.all_reduce(turns, op=distributed.ReduceOp.MAX)
         unhindered = partial(_unhindered, pair, transfers, turns=int(turns))
-        beside = means(*_noted(unhindered, device), while_both=True)
-        issued = Counter((n.stream, *n.operator[:2]) for n in notes if n.operator is not None)
-        resting = torch.tensor(rest_of_compute(issued, alone, beside), device=device)
+        first = _noted((still, communicate, unhindered), device, rounds=1)
+        resting = torch.tensor(rest_of_compute(*_alone_and_beside(*first)), device=device)
         distributed.all_reduce(resting)
         rest = float(resting) / distributed.get_world_size()
         if rest > _LEAST_REST * apart[0]:
             more = int(turns) + math.ceil(rest / of_transfers[0])
-            with_rest = partial(_unhindered, pair, transfers, turns=more, rest=rest)
-            beside = means(*_noted(with_rest, device), while_both=True)
+            unhindered = partial(_unhindered, pair, transfers, turns=more, rest=rest)
+        paired, compute, *streams = _noted((pair, still, communicate, unhindered), device)
+        _, alone, beside = _alone_and_beside(compute, *streams)
         del kept, transfers
+    exposed = _idle_s(*paired) - _idle_s(*compute)
     found = [
         OperatorTime(
-            tokens, programs, stream, name, phase, kind, sizes, dtype, paired,
+            tokens, programs, stream, name, phase, kind, sizes, dtype, seconds_paired,
             alone.get((stream, name, phase), _MISSING)[0],
             beside.get((stream, name, phase), _MISSING)[0],
         )
-        for (stream, name, phase), (paired, kind, sizes, dtype) in means(notes, times).items()
+        for (stream, name, phase), (seconds_paired, kind, sizes, dtype)
+        in means(*paired).items()
     ]  # fmt: skip
-    return wholes, found
+    return [Whole(PAIR, tokens, programs, *together, exposed), *others], found
+
+
+def _alone_and_beside(
+    compute: NotedStep, transfers: NotedStep, unhindered: NotedStep
+) -> tuple[Counter[tuple[str, str, str]], Means, Means]:
+    """How often a pair issues each operator, and mean seconds alone and beside the other stream."""
+    issued = Counter((n.stream, *n.operator[:2]) for n in compute[0] if n.operator is not None)
+    return issued, means(*compute) | means(*transfers), means(*unhindered, while_both=True)
+
+
+def _idle_s(notes: Sequence[Note], times: Sequence[Sequence[int]]) -> float:
+    """Mean seconds of a replay in which the compute stream has no operator."""
+    return statistics.fmean(idle_seconds(notes, taken) for taken in times)
 
 
 _MISSING = (math.nan, "", "", "")
