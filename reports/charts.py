@@ -23,7 +23,6 @@ from reports.drawing import (
     Picture,
     Sheet,
     Words,
-    Zoom,
     text_width,
 )
 from reports.palette import USE
@@ -383,11 +382,9 @@ def _spans(chart: Spans) -> Sheet:
     ]
     frame += [Words(scale(r.value), upper - 2, r.label, "middle", "ink", 11.5)
               for r in chart.references if r.label]  # fmt: skip
-    zoom = None
-    if chart.zoom:
-        zoom = Zoom(scale.low / chart.x.per, scale.high / chart.x.per, chart.zoom)
     area = (left, upper, right - left, lower - upper)
-    return Sheet(WIDTH, lower + 46, tuple(frame), tuple(plot), area, zoom)
+    shown = (scale.low / chart.x.per, scale.high / chart.x.per)
+    return Sheet(WIDTH, lower + 46, tuple(frame), tuple(plot), area, chart.zoom, shown)
 
 
 def _columns(chart: Columns) -> Sheet:
@@ -456,11 +453,9 @@ def _lines(chart: Lines) -> Sheet:
         over = x + 4 + text_width(r.label, 11.5) > right
         anchor: Anchor = "end" if over else "start"
         frame.append(Words(x, upper - 4, r.label, anchor, "ink", 11.5))
-    zoom = None
-    if chart.zoom:
-        zoom = Zoom(along.low / chart.x.per, along.high / chart.x.per, chart.zoom)
     area = (left, upper, right - left, lower - upper)
-    return Sheet(WIDTH, lower + 46, tuple(frame), tuple(plot), area, zoom)
+    shown = (along.low / chart.x.per, along.high / chart.x.per)
+    return Sheet(WIDTH, lower + 46, tuple(frame), tuple(plot), area, chart.zoom, shown)
 
 
 def _series(one: Curve, chart: Lines, along: _Scale, up: _Scale) -> Iterator[Mark]:

@@ -109,16 +109,6 @@ Mark: TypeAlias = Box | Line | Dot | Words | Label | Picture
 
 
 @dataclass(frozen=True, slots=True)
-class Zoom:
-    """The horizontal axis of a sheet that can be zoomed."""
-
-    low: float
-    high: float
-    group: str
-    """Sheets of one group zoom together."""
-
-
-@dataclass(frozen=True, slots=True)
 class Sheet:
     """A drawn chart."""
 
@@ -130,7 +120,10 @@ class Sheet:
     """What lies inside the axes and is cut at them."""
     area: tuple[float, float, float, float]
     """Left, upper, width and height of what the axes enclose."""
-    zoom: Zoom | None = None
+    zoom: str = ""
+    """Sheets of one name zoom together; empty for one that does not."""
+    ends: tuple[float, float] = (0.0, 0.0)
+    """Of the horizontal axis of one that does, in its unit."""
 
 
 def text_width(text: str, size: float = FONT_SIZE) -> float:
@@ -166,9 +159,9 @@ def svg(sheet: Sheet, *, title: str, alone: bool = False) -> str:
     """A sheet as an SVG element, or as a file of its own with its colours."""
     left, upper, width, height = sheet.area
     zoom = ""
-    if sheet.zoom is not None:
-        ends = f'data-low="{sheet.zoom.low:.9g}" data-high="{sheet.zoom.high:.9g}"'
-        zoom = f' data-zoom="{escape(sheet.zoom.group)}" {ends}'
+    if sheet.zoom:
+        low, high = sheet.ends
+        zoom = f' data-zoom="{escape(sheet.zoom)}" data-low="{low:.9g}" data-high="{high:.9g}"'
     name = f' xmlns="http://www.w3.org/2000/svg" width="{sheet.width:g}" height="{sheet.height:g}"'
     size = f"{sheet.width:g} {sheet.height:g}"
     inside = f'x="{left:g}" y="{upper:g}" width="{width:g}" height="{height:g}"'

@@ -65,8 +65,7 @@ def test_spans_lie_on_their_lanes_in_proportion_to_time():
 
 def test_a_chart_that_zooms_says_its_ends_in_the_unit_shown():
     sheet = draw(Spans("t", "", MS, ("a",), (Span(0, 0.0, 0.1, "blue"),), zoom="step"))
-    assert sheet.zoom is not None
-    assert (sheet.zoom.low, sheet.zoom.high, sheet.zoom.group) == (0.0, 200.0, "step")
+    assert (sheet.zoom, sheet.ends) == ("step", (0.0, 200.0))
 
 
 def test_columns_stack_to_their_sum_and_a_capacity_is_a_dashed_line():

@@ -13,7 +13,6 @@ from reports.drawing import (
     Picture,
     Sheet,
     Words,
-    Zoom,
     style_of_hues,
     svg,
     write_png,
@@ -27,7 +26,8 @@ SHEET = Sheet(
     plot=(Box(10, 10, 50, 20, "purple", 'tip "<1>"'), Dot(70, 20, "red"),
           Picture(80, 10, 10, 10, (("#ff0000", ""),))),
     area=(10, 5, 85, 35),
-    zoom=Zoom(0.0, 1.5, "step"),
+    zoom="step",
+    ends=(0.0, 1.5),
 )  # fmt: skip
 
 
