@@ -24,7 +24,6 @@ from reports.fabric import (
 )
 from reports.page import (
     Answer,
-    Code,
     Figure,
     Page,
     Section,
@@ -63,7 +62,7 @@ def collective_page(run: Run[CollectiveResult], metrics: Mapping[str, Any]) -> P
     sections = [
         Section("Operations", (*lines, operations)),
         Section("Use of the links", (*_heats(run.result), hottest_chart(metrics), links)),
-        Section("The fabric", (Code("\n".join(draw_fabric(run.scenario.cluster))),)),
+        Section("The fabric", ("\n".join(draw_fabric(run.scenario.cluster)),)),
     ]
     facts = Table(("what", "value"), tuple(headline_rows(metrics)), "")
     note = (

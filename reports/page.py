@@ -123,15 +123,8 @@ class Shares:
     """(name, value as text, share, hue)."""
 
 
-@dataclass(frozen=True, slots=True)
-class Code:
-    """Text as it was written."""
-
-    text: str
-
-
-Block: TypeAlias = Chart | Table | Shares | Code | str
-"""A string is a paragraph."""
+Block: TypeAlias = Chart | Table | Shares | str
+"""A string is a paragraph; one of several lines is shown as it was written."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -174,7 +167,7 @@ class Page:
             slug(block.title): block
             for section in (*self.beside, *self.sections, *self.provenance)
             for block in section.blocks
-            if not isinstance(block, Table | Shares | Code | str)
+            if not isinstance(block, Table | Shares | str)
         }
 
 

@@ -10,7 +10,6 @@ from reports.charts import ChartAxis, Span, Spans
 from reports.page import (
     Answer,
     Cell,
-    Code,
     Figure,
     Page,
     Section,
@@ -84,7 +83,7 @@ def page() -> Page:
                                      sortable=True),)),
         ),
         provenance=(Section("Where the times come from",
-                            (Shares("parts", (("x", "1 s", 1.0, "green"),)), Code("text"))),),
+                            (Shares("parts", (("x", "1 s", 1.0, "green"),)), "two\nlines")),),
         scenario="name: small\n",
         files=(("metrics.json", "every figure"),),
     )  # fmt: skip
@@ -99,6 +98,12 @@ def test_the_answer_comes_first_then_what_is_beside_it_then_charts_then_sources(
         "name: small", "metrics.json",
     ):  # fmt: skip
         place = text.index(word, place)
+
+
+def test_text_of_several_lines_stands_as_it_was_written_and_of_one_as_a_paragraph(page):
+    text = render_page(page)
+    assert '<pre tabindex="0">two\nlines</pre>' in text
+    assert "<p>beside</p>" in text
 
 
 def test_a_page_loads_nothing_and_links_only_inside_itself(page):
