@@ -5,7 +5,6 @@ from __future__ import annotations
 import csv
 import io
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from hardware_profiles.suggestions import closest
@@ -16,16 +15,8 @@ if TYPE_CHECKING:
     from rich.table import Table
 
 
-@dataclass(frozen=True, slots=True)
-class ChosenFigure:
-    """One value of a run with what stands beside it."""
-
-    path: str
-    value: float | str | bool
-    unit: str
-    ideal: float | None
-    """With ranks that are alike."""
-    interval_80: tuple[float, float] | None
+Figures = Mapping[str, float | str | bool]
+"""{path in the metrics of a run: value}"""
 
 
 def check_asked(names: Sequence[str], job: str) -> None:
@@ -43,7 +34,7 @@ def check_spelt(names: Sequence[str], job: str) -> None:
             raise ValueError(unknown_metric(name, METRICS[job]))
 
 
-def chosen(metrics: Mapping[str, Any], names: Sequence[str]) -> list[ChosenFigure]:
+def chosen(metrics: Mapping[str, Any], names: Sequence[str]) -> Figures:
     """The figures at the paths of some names and below them, in their order; all without names.
 
     Raises:
@@ -56,7 +47,7 @@ def chosen(metrics: Mapping[str, Any], names: Sequence[str]) -> list[ChosenFigur
         if not of_name:
             raise ValueError(unknown_metric(name, every))
         found += of_name
-    return [_figure(metrics, path, every[path]) for path in dict.fromkeys(found)]
+    return {path: every[path] for path in found}
 
 
 _BESIDE = ("ideal.", "interval_80.")
@@ -75,44 +66,36 @@ def _leaves(value: Any, path: str = "") -> Iterator[tuple[str, float | str | boo
         yield from _leaves(one, f"{path}.{name}" if path else str(name))
 
 
-def _figure(metrics: Mapping[str, Any], path: str, value: float | str | bool) -> ChosenFigure:
-    metric = metric_of(path)
-    ends = beside(metrics, "interval_80", path)
-    return ChosenFigure(
-        path,
-        value,
-        "" if metric is None else metric.unit,
-        beside(metrics, "ideal", path),
-        None if ends is None else (ends[0], ends[1]),
-    )
-
-
-def chosen_json(figures: Sequence[ChosenFigure]) -> dict[str, Any]:
+def chosen_json(metrics: Mapping[str, Any], figures: Figures) -> dict[str, Any]:
     """{path: value and what stands beside it}"""
     return {
-        figure.path: {
-            "value": figure.value,
-            "unit": figure.unit,
-            "ideal": figure.ideal,
-            "interval_80": figure.interval_80,
+        path: {
+            "value": value,
+            "unit": _unit(path),
+            "ideal": beside(metrics, "ideal", path),
+            "interval_80": beside(metrics, "interval_80", path),
         }
-        for figure in figures
+        for path, value in figures.items()
     }
 
 
-def chosen_csv(figures: Sequence[ChosenFigure]) -> str:
+def chosen_csv(metrics: Mapping[str, Any], figures: Figures) -> str:
     """A line per figure: metric, value, unit, ideal, low_80, high_80, values in SI units."""
     text = io.StringIO()
     lines = csv.writer(text, lineterminator="\n")
     lines.writerow(("metric", "value", "unit", "ideal", "low_80", "high_80"))
-    for one in figures:
-        low, high = one.interval_80 or ("", "")
-        ideal = "" if one.ideal is None else one.ideal
-        lines.writerow((one.path, one.value, one.unit, ideal, low, high))
+    for path, value in figures.items():
+        low, high = beside(metrics, "interval_80", path) or ("", "")
+        lines.writerow((path, value, _unit(path), beside(metrics, "ideal", path), low, high))
     return text.getvalue()
 
 
-def chosen_table(title: str, metrics: Mapping[str, Any], figures: Sequence[ChosenFigure]) -> Table:
+def _unit(path: str) -> str:
+    metric = metric_of(path)
+    return "" if metric is None else metric.unit
+
+
+def chosen_table(title: str, metrics: Mapping[str, Any], figures: Figures) -> Table:
     """A row per figure: expected value, with equal ranks, and its interval."""
     from rich.table import Table
 
@@ -120,9 +103,9 @@ def chosen_table(title: str, metrics: Mapping[str, Any], figures: Sequence[Chose
 
     table = Table(title=title, title_justify="left")
     rows = []
-    for one in figures:
-        shown = one.value if isinstance(one.value, str) else format_metric(one.path, one.value)
-        rows.append((one.path, shown, *beside_cells(metrics, one.path)))
+    for path, value in figures.items():
+        shown = value if isinstance(value, str) else format_metric(path, value)
+        rows.append((path, shown, *beside_cells(metrics, path)))
     told = told_columns(("metric", "expected", "ideal", "80% interval"), rows)
     for place, head in told.items():
         table.add_column(head, justify="right" if place else "left", overflow="fold")

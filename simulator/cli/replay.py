@@ -10,7 +10,7 @@ import typer
 
 from simulator.cli.completion import gpu_names
 from simulator.cli.options import Changes, Json
-from simulator.cli.run import Output, run_and_show
+from simulator.cli.run import run_and_show
 
 
 def replay(
@@ -51,7 +51,7 @@ def replay(
     run_and_show(
         scenario,
         out=out,
-        output=Output("json" if as_json else "table"),
+        form="json" if as_json else "table",
         unfold=False,
         intervals=True,
         started=started,

@@ -5,8 +5,7 @@ from __future__ import annotations
 import json
 import sys
 import time
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeAlias
 
@@ -20,20 +19,6 @@ Form: TypeAlias = Literal["table", "json", "csv"]
 
 if TYPE_CHECKING:
     from simulator.scenario.files import Scenario
-
-
-@dataclass(frozen=True, slots=True)
-class Output:
-    """What a run prints."""
-
-    form: Form
-    names: tuple[str, ...] = ()
-    """Metrics asked for; without them all that the form shows."""
-
-    @property
-    def whole(self) -> bool:
-        """Whether the tables of the job are printed, and a directory is written by itself."""
-        return self.form == "table" and not self.names
 
 
 def run_command(
@@ -93,7 +78,6 @@ def run_command(
     """Simulate a scenario and write its report."""
     if as_json and form not in (None, "json"):
         raise ValueError(f"--json --format {form}: two formats; allowed: one of them")
-    output = Output("json" if as_json else form or "table", tuple(metric or ()))
     started = time.perf_counter()
     from simulator.scenario.files import load_scenario
 
@@ -114,7 +98,8 @@ def run_command(
     run_and_show(
         loaded,
         out=out,
-        output=output,
+        form="json" if as_json else form or "table",
+        names=metric or (),
         unfold=unfold,
         intervals=not no_interval,
         started=started,
@@ -125,7 +110,8 @@ def run_and_show(
     loaded: Scenario,
     *,
     out: Path | None,
-    output: Output,
+    form: Form,
+    names: Sequence[str] = (),
     unfold: bool,
     intervals: bool,
     started: float,
@@ -135,16 +121,19 @@ def run_and_show(
     Args:
         out: directory of the run; None for the usual one, or for none where only figures are asked
             for.
+        form: how figures are printed.
+        names: metrics that are asked for; without them all that the form shows.
         started: time.perf_counter() from which on the command has worked.
     """
     from simulator.analysis.run import simulate
 
-    if output.names:
+    if names:
         from reports.chosen import check_asked
 
-        check_asked(output.names, loaded.job_name)
+        check_asked(names, loaded.job_name)
     usual = Path("runs") / loaded.directory_name
-    directory = out or (usual if output.whole else None)
+    with_tables = form == "table" and not names
+    directory = out or (usual if with_tables else None)
     if directory is not None:
         from reports.run_directory import check_replaceable
 
@@ -167,8 +156,8 @@ def run_and_show(
                 from reports.comparison_page import write_index
 
                 write_index(directory.parent)
-    if not output.whole:
-        _print_figures(loaded.name, metrics, output)
+    if not with_tables:
+        _print_figures(loaded.name, metrics, form, names)
         return
     from reports.jobs import JOB_REPORTS
     from reports.tables import left_out_note
@@ -181,17 +170,17 @@ def run_and_show(
     print(f"report: {directory}/report.html")
 
 
-def _print_figures(name: str, metrics: Mapping[str, Any], output: Output) -> None:
+def _print_figures(name: str, metrics: Mapping[str, Any], form: Form, names: Sequence[str]) -> None:
     """Print figures of a run as they were asked for."""
-    if output.form == "json" and not output.names:
+    if form == "json" and not names:
         print(json.dumps(metrics, allow_nan=False))
         return
     from reports.chosen import chosen, chosen_csv, chosen_json, chosen_table
 
-    figures = chosen(metrics, output.names)
-    if output.form == "csv":
-        print(chosen_csv(figures), end="")
-    elif output.form == "json":
-        print(json.dumps(chosen_json(figures), allow_nan=False))
+    figures = chosen(metrics, names)
+    if form == "csv":
+        print(chosen_csv(metrics, figures), end="")
+    elif form == "json":
+        print(json.dumps(chosen_json(metrics, figures), allow_nan=False))
     else:
         print_tables(chosen_table(name, metrics, figures))
