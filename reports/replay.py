@@ -87,7 +87,8 @@ def replay_events(run: Replay, kernels: pd.DataFrame) -> Iterator[dict[str, Any]
     yield from name_process(host, "simulated host")
     for number, thread in enumerate(threads):
         yield from name_thread((host, number), f"thread {thread}")
-    times = zip(run.log.call_start_s.tolist(), run.log.call_end_s.tolist(), strict=True)
+    log = run.simulated
+    times = zip(log.call_start_s.tolist(), log.call_end_s.tolist(), strict=True)
     for action, span in zip(run.graph.actions, times, strict=True):
         yield slice_of((host, threads.index(action.call.thread)), action.call.name, span, {})
 

@@ -32,7 +32,6 @@ from simulator.analysis.what_if import (
     what_if_durations,
 )
 from simulator.execution.replay import (
-    KernelSpans,
     ReplayLog,
     ReplayMachine,
     compute_kernels,
@@ -70,7 +69,6 @@ class Replay:
     trace: Trace
     mapping: KernelMapping
     mapped: tuple[MappedKernel, ...]
-    graph: ReplayGraph
     recorded_gpu: str
     source: Machine
     target: Machine
@@ -78,12 +76,13 @@ class Replay:
     """[kernels] on the target."""
     basis: Sequence[str]
     """[kernels], what these rest on."""
-    log: ReplayLog
-    measured: KernelSpans = field(repr=False)
+    simulated: ReplayLog = field(repr=False)
+    measured: ReplayLog = field(repr=False)
 
     @property
-    def simulated(self) -> KernelSpans:
-        return self.log.kernels
+    def graph(self) -> ReplayGraph:
+        """What ran, and what each of it waits for."""
+        return self.simulated.graph
 
     @property
     def span_s(self) -> Seconds:
@@ -232,13 +231,12 @@ def run_replay(scenario: Scenario) -> Replay:
         trace=trace,
         mapping=rules,
         mapped=mapped,
-        graph=graph,
         recorded_gpu=recorded_gpu,
         source=source,
         target=target,
         seconds=seconds,
         basis=basis,
-        log=execute_replay(graph, seconds, blocks, machine),
+        simulated=execute_replay(graph, seconds, blocks, machine),
         measured=measured_times(graph, trace, machine),
     )
 
@@ -255,9 +253,9 @@ def replay_metrics(run: Replay) -> dict[str, Any]:
         "host_speed": run.job.host_speed,
         "communication_sms": run.target.communication_sms,
         "nic_bandwidth_bytes_per_s": cluster and cluster.node.nic_bandwidth_per_gpu,
-        **_timeline(run.graph, run.simulated),
+        **_timeline(run.simulated),
         "measured_span_s": run.measured_span_s,
-        "measured": _timeline(run.graph, run.measured),
+        "measured": _timeline(run.measured),
         "order_inversions": run.order_inversions,
         "unmapped_share": run.unmapped_share,
         "unmapped": [asdict(entry) for entry in run.unmapped],
@@ -274,19 +272,15 @@ def replay_metrics(run: Replay) -> dict[str, Any]:
     }
 
 
-def _timeline(graph: ReplayGraph, times: KernelSpans) -> dict[str, float]:
-    compute = compute_kernels(graph)
+def _timeline(times: ReplayLog) -> dict[str, float]:
+    compute = compute_kernels(times.graph)
     chosen = set(compute)
-    others = [index for index in range(len(graph.kernels)) if index not in chosen]
-    idle = idle_time(graph, times)
+    others = [index for index in range(len(times.graph.kernels)) if index not in chosen]
     return {
         "span_s": times.span_s,
         "compute_busy_s": union_s(times.start_s[compute], times.end_s[compute]),
         "communication_busy_s": union_s(times.start_s[others], times.end_s[others]),
-        "exposed_communication_s": idle.exposed_communication_s,
-        "waiting_for_ranks_s": idle.waiting_for_ranks_s,
-        "launch_bound_s": idle.launch_s,
-        "other_idle_s": idle.other_s,
+        **idle_time(times),
     }
 
 

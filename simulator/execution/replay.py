@@ -41,12 +41,14 @@ class ReplayMachine:
 
 
 @dataclass(frozen=True, slots=True)
-class KernelSpans:
-    """When each kernel ran and what held it back; arrays [kernels], seconds from the first start.
+class ReplayLog:
+    """When each kernel and host call of a profile ran, and what held kernels back; arrays
+    [kernels], seconds from the first start.
 
     The same for a simulated and for a measured timeline, so that both are judged alike.
     """
 
+    graph: ReplayGraph
     start_s: Array
     end_s: Array
     stream_ready_s: Array
@@ -57,21 +59,14 @@ class KernelSpans:
     """End of the latest kernel it waits for on a compute stream, gap included; -inf for none."""
     communication_ready_s: Array
     """The same on communication streams."""
+    call_start_s: Array
+    """[actions]"""
+    call_end_s: Array
+    """[actions]"""
 
     @property
     def span_s(self) -> Seconds:
         return float(self.end_s.max(initial=0.0))
-
-
-@dataclass(frozen=True, slots=True)
-class ReplayLog:
-    """When the kernels and host calls of a replayed profile ran."""
-
-    graph: ReplayGraph
-    kernels: KernelSpans
-    call_start_s: Array
-    """[actions], seconds from the first kernel's start."""
-    call_end_s: Array
 
 
 def execute_replay(
@@ -99,14 +94,13 @@ def execute_replay(
     # Every edge leads forward in the order of the host's calls, so nothing can wait for ever.
     assert not np.isnan(run.end).any(), "a kernel never ran"
     origin = float(run.start.min())
-    times = _kernel_spans(
+    return _log(
         graph,
-        run.start - origin,
-        run.end - origin,
+        (run.start - origin, run.end - origin),
         run.launched - origin,
+        (run.call_start - origin, run.call_end - origin),
         machine.kernel_gap_s,
     )
-    return ReplayLog(graph, times, run.call_start - origin, run.call_end - origin)
 
 
 class _Run:
@@ -204,11 +198,15 @@ class _Run:
             self.ended[kernel].succeed()
 
 
-def _kernel_spans(
-    graph: ReplayGraph, start: Array, end: Array, launched: Array, gap: Seconds
-) -> KernelSpans:
+def _log(
+    graph: ReplayGraph,
+    kernels: tuple[Array, Array],
+    launched: Array,
+    calls: tuple[Array, Array],
+    gap: Seconds,
+) -> ReplayLog:
     """Add to starts and ends what each kernel was waiting for."""
-    count = len(graph.kernels)
+    (start, end), count = kernels, len(graph.kernels)
     stream_ready, compute_ready, communication_ready = (np.full(count, -np.inf) for _ in range(3))
     for queue in graph.streams.values():
         stream_ready[list(queue[1:])] = end[list(queue[:-1])] + gap
@@ -217,22 +215,25 @@ def _kernel_spans(
             communicates = graph.kernels[earlier].stream in graph.communication_streams
             target = communication_ready if communicates else compute_ready
             target[kernel] = max(target[kernel], end[earlier] + gap)
-    return KernelSpans(start, end, stream_ready, launched, compute_ready, communication_ready)
+    return ReplayLog(
+        graph, start, end, stream_ready, launched, compute_ready, communication_ready, *calls
+    )
 
 
-def measured_times(graph: ReplayGraph, trace: Trace, machine: ReplayMachine) -> KernelSpans:
+def measured_times(graph: ReplayGraph, trace: Trace, machine: ReplayMachine) -> ReplayLog:
     """The recorded timeline in the same form, for the comparison only."""
-    start = trace.kernel_start_s
+    start, origin = trace.kernel_start_s, trace.first_kernel_s
     seconds = np.array([kernel.seconds for kernel in graph.kernels])
+    begun = np.array([action.call.start_s for action in graph.actions])
+    ended = np.array([action.call.end_s for action in graph.actions])
     launched = np.array(
         [
-            -np.inf
-            if action is None
-            else graph.actions[action].call.end_s + machine.launch_latency_s - trace.first_kernel_s
+            -np.inf if action is None else ended[action] + machine.launch_latency_s - origin
             for action in graph.launched_by
         ]
     )
-    return _kernel_spans(graph, start, start + seconds, launched, machine.kernel_gap_s)
+    calls = (begun - origin, ended - origin)
+    return _log(graph, (start, start + seconds), launched, calls, machine.kernel_gap_s)
 
 
 def _chains(graph: ReplayGraph) -> list[list[int]]:
@@ -252,18 +253,10 @@ def _chains(graph: ReplayGraph) -> list[list[int]]:
 # --------------------------------------------------------------------------------- what it means
 
 
-@dataclass(frozen=True, slots=True)
-class IdleTime:
-    """Seconds of the span in which no compute kernel runs, by what the next one was held by."""
-
-    exposed_communication_s: Seconds
-    """A transfer on a communication stream."""
-    waiting_for_ranks_s: Seconds
-    """A kernel of a communication stream that waits for other ranks."""
-    launch_s: Seconds
-    """Its own launch on the host."""
-    other_s: Seconds
-    """Gaps between kernels, room on the SMs, and the ends of the span."""
+IDLE = ("exposed_communication_s", "waiting_for_ranks_s", "launch_bound_s", "other_idle_s")
+"""What the next compute kernel was held by where none runs: a transfer on a communication stream;
+a kernel of such a stream that waits for other ranks; its own launch on the host; gaps between
+kernels, room on the SMs, and the ends of the span."""
 
 
 def compute_kernels(graph: ReplayGraph) -> list[int]:
@@ -291,17 +284,18 @@ def _merged(start: Array, end: Array) -> list[tuple[float, float]]:
     return merged
 
 
-def idle_time(graph: ReplayGraph, times: KernelSpans) -> IdleTime:
-    """Split the time without a compute kernel.
+def idle_time(times: ReplayLog) -> dict[str, Seconds]:
+    """Split the time without a compute kernel: {one of IDLE: seconds}.
 
     Each idle stretch ends with a compute kernel's start. From the moment when everything but the
     communication it waits for was ready, the stretch is exposed communication, and while a kernel
     that waits for other ranks runs, waiting for them; before that, from the moment when everything
     but its launch was ready, it is launch-bound; the rest is none of these.
     """
+    graph = times.graph
     chosen = compute_kernels(graph)
     if not chosen:
-        return IdleTime(0.0, 0.0, 0.0, times.span_s)
+        return dict(zip(IDLE, (0.0, 0.0, 0.0, times.span_s), strict=True))
     waiting = [index for index, role in enumerate(graph.roles) if role is Role.RANK_WAIT]
     for_ranks = _merged(times.start_s[waiting], times.end_s[waiting])
     busy = _merged(times.start_s[chosen], times.end_s[chosen])
@@ -326,6 +320,5 @@ def idle_time(graph: ReplayGraph, times: KernelSpans) -> IdleTime:
         launch += min(max(0.0, times.launched_s[kernel] - on_gpu), begin - previous - stalled)
         previous = stop
     idle += max(0.0, times.span_s - previous)
-    return IdleTime(
-        float(exposed), float(ranks), float(launch), float(idle - exposed - ranks - launch)
-    )
+    parts = (exposed, ranks, launch, idle - exposed - ranks - launch)
+    return dict(zip(IDLE, map(float, parts), strict=True))
