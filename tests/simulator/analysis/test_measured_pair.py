@@ -111,6 +111,11 @@ def test_a_rank_waits_for_the_transfer_of_a_slower_one():
         ("_3", {2: (-0.201, -0.616), 4: (0.345, -0.001), 8: (0.071, -0.003), 20: (-0.364, 0.0)}),
         # Of 15.6 and 15.2, 1.06, 0.61 and 1.60 on GPU 0 alone; compute rests beside transfers.
         ("_4", {2: (0.338, -0.067), 4: (-0.328, 0.030), 8: (0.177, -0.003), 20: (0.285, 0.001)}),
+        # Of 15.4 and 15.3, 0.80, 0.97 and 1.53 on GPU 0 and 0.04 at most on the other; in turn.
+        (
+            "_5",
+            {2: (-0.071, -0.284), 4: (-0.410, -0.045), 8: (-0.542, -0.004), 20: (-0.995, 0.002)},
+        ),
     ],
 )
 def test_two_gpus_expose_what_both_their_operators_say(lease, expected):
