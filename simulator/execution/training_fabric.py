@@ -30,8 +30,8 @@ joins is not routed: its rate counts as in the profile.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from functools import lru_cache
+from dataclasses import dataclass, replace
+from functools import cached_property, lru_cache
 from itertools import pairwise
 
 import numpy as np
@@ -62,7 +62,7 @@ _NODE_PORTS = ("nvlink", "pcie")
 _ROUNDING = 1e-9
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class EqualFlows:
     """Equal flows that run at once."""
 
@@ -72,30 +72,18 @@ class EqualFlows:
     """[flows], GPU that receives."""
     rank: Gpus
     """[flows], pipeline rank of the sender."""
+    divided: int = 1
+    """Flows among which a byte of a GPU is divided."""
+
+    @cached_property
+    def ranks(self) -> tuple[int, ...]:
+        """Ascending, ranks that send any."""
+        return tuple(np.unique(self.rank).tolist())
 
     def beyond(self, per_domain: int) -> EqualFlows:
         """Those that leave an NVLink domain of so many GPUs."""
         leaves = self.source // per_domain != self.destination // per_domain
         return EqualFlows(self.source[leaves], self.destination[leaves], self.rank[leaves])
-
-
-@dataclass(frozen=True, slots=True)
-class _Flows:
-    """Equal flows with the ranks that send them."""
-
-    equal: EqualFlows
-    ranks: tuple[int, ...]
-    """Ascending, ranks that send any."""
-    group: Gpus
-    """[flows], place of the sender's rank among these."""
-    divided: int
-    """Flows among which a byte of a GPU is divided."""
-
-    @classmethod
-    def of(cls, equal: EqualFlows, *, divided: int) -> _Flows:
-        """Number the ranks that send."""
-        ranks, group = np.unique(equal.rank, return_inverse=True)
-        return cls(equal, tuple(ranks.tolist()), group, divided)
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,9 +133,9 @@ def _step_loads(
     dispatch, sent, dense, experts = _flows_of_a_step(layout, placed)
     all_to_all = _of_ranks(cluster, dispatch, layout)
     sends: dict[tuple[int, int], FabricLoad | None] = {}
-    for distance, (ranks, beyond) in sent.items():
+    for distance, (whole, beyond) in sent.items():
         of_sender = _of_ranks(cluster, beyond, layout)
-        for rank in ranks:
+        for rank in whole.ranks:
             leaves = rank in beyond.ranks
             sends[rank, rank + distance] = of_sender[rank] if leaves else None
     return StepLoads(
@@ -161,21 +149,18 @@ def _step_loads(
 @lru_cache(maxsize=64)
 def _flows_of_a_step(
     layout: ParallelLayout, placed: Keyed[Schedule]
-) -> tuple[_Flows, Mapping[int, tuple[tuple[int, ...], _Flows]], _Flows, _Flows]:
-    """Of dispatch, of sends by distance, with the ranks that send and those that leave domains, of
-    dense rings and of experts', on whatever links."""
-    dispatch, sent = expert_flows(layout), send_flows(layout, placed.value)
+) -> tuple[EqualFlows, Mapping[int, tuple[EqualFlows, EqualFlows]], EqualFlows, EqualFlows]:
+    """Of dispatch, of sends by distance, all and those that leave domains, of dense rings and of
+    experts', on whatever links."""
+    schedule = placed.value
     return (
-        _Flows.of(dispatch, divided=most_of_a_gpu(dispatch.source, dispatch.destination)),
+        expert_flows(layout),
         {
-            distance: (
-                tuple(np.unique(flows.rank).tolist()),
-                _Flows.of(flows.beyond(layout.gpus_per_domain), divided=1),
-            )
-            for distance, flows in sent.items()
+            distance: (flows, flows.beyond(layout.gpus_per_domain))
+            for distance, flows in send_flows(layout, schedule).items()
         },
-        _Flows.of(ring_flows(layout, placed.value, experts=False), divided=1),
-        _Flows.of(ring_flows(layout, placed.value, experts=True), divided=1),
+        ring_flows(layout, schedule, experts=False),
+        ring_flows(layout, schedule, experts=True),
     )
 
 
@@ -209,7 +194,8 @@ def expert_flows(layout: ParallelLayout) -> EqualFlows:
     """Dispatch of every expert-parallel group: each GPU to that of its own number in every other
     domain of its group. None where a group lies inside a domain."""
     source, destination = rail_pairs(layout.groups_of("expert"), per_domain=layout.gpus_per_domain)
-    return _flows(layout, source, destination)
+    divided = most_of_a_gpu(source, destination)
+    return replace(_flows(layout, source, destination), divided=divided)
 
 
 def send_flows(layout: ParallelLayout, schedule: Schedule) -> dict[int, EqualFlows]:
@@ -316,7 +302,7 @@ def _flows(layout: ParallelLayout, source: Gpus, destination: Gpus) -> EqualFlow
 
 
 def _of_ranks(
-    cluster: ClusterProfile, flows: _Flows, layout: ParallelLayout
+    cluster: ClusterProfile, flows: EqualFlows, layout: ParallelLayout
 ) -> tuple[FabricLoad, ...]:
     """[rank], limits of the flows that it sends; no limit for a rank that sends none."""
     loads = [NO_LIMIT] * layout.pp
@@ -335,17 +321,18 @@ def _of_ranks(
 
 
 @lru_cache(maxsize=64)
-def _crossed(where: Keyed[tuple[Fabric, Mask]], flows: Keyed[_Flows]) -> CrossedLinks:
-    """What flows cross of a fabric of which so much is broken, whatever its rates."""
-    fabric, dead = where.value
-    equal = flows.value.equal
+def _crossed(where: Keyed[tuple[Fabric, Mask]], flows: Keyed[EqualFlows]) -> CrossedLinks:
+    """What flows cross of a fabric of which so much is broken, whatever its rates; in groups, one
+    for each rank that sends."""
+    (fabric, dead), equal = where.value, flows.value
+    group = np.searchsorted(equal.ranks, equal.rank)
     return crossed_links(
-        fabric, equal.source, equal.destination, group=flows.value.group, rdma=False, dead=dead
+        fabric, equal.source, equal.destination, group=group, rdma=False, dead=dead
     )
 
 
 def _of_rings(
-    cluster: ClusterProfile, layout: ParallelLayout, schedule: Schedule, flows: _Flows
+    cluster: ClusterProfile, layout: ParallelLayout, schedule: Schedule, flows: EqualFlows
 ) -> tuple[FabricLoad, ...]:
     """[rank], limits of its rings: their slowest hop, on whichever rank, sets the pace of all."""
     of_sender = _of_ranks(cluster, flows, layout)
