@@ -315,9 +315,9 @@ def transfer_metrics(step: ServingStep) -> dict[str, Any]:
 
 def expert_metrics(run: ServingRun) -> dict[str, Any]:
     """How uneven expert loads are over GPUs and links, and what rebalancing costs."""
-    job, loads = run.job, run.step.loads
+    job, step = run.job, run.step
     drawn = None if run.draws is None else run.draws.ranks
-    uneven = loads.max_over_mean if drawn is None else drawn.max_over_mean
+    uneven = step.rows / step.mean_rows if drawn is None else drawn.max_over_mean
     return {
         "load": job.skew.rows.form,
         "compute_max_over_mean": uneven,
@@ -325,12 +325,12 @@ def expert_metrics(run: ServingRun) -> dict[str, Any]:
             policy: {"placed": placed, "served": served}
             for policy, (placed, served) in placement_balance(run.step.model).items()
         },
-        "link_bytes": _link_bytes(run.step, loads.mean_rows, uneven),
-        "rows_per_gpu_mean": loads.mean_rows,
-        "active_experts_per_gpu_mean": loads.active
+        "link_bytes": _link_bytes(step, step.mean_rows, uneven),
+        "rows_per_gpu_mean": step.mean_rows,
+        "active_experts_per_gpu_mean": step.active_experts
         if run.draws is None
         else run.draws.active_experts,
-        "active_experts_per_gpu_balanced": None if run.draws is None else loads.active,
+        "active_experts_per_gpu_balanced": None if run.draws is None else step.active_experts,
         "rebalance": None if run.rebalance is None else asdict(run.rebalance),
     }
 

@@ -168,7 +168,7 @@ def step_draws(
         kernels = np.maximum(spans, step.host_s) + host
         inputs = {"kernels": kernels} | inputs
     if job.skew.is_none:
-        active = step.loads.active
+        active = step.active_experts
         return StepDraws(kernels, step.step_s, inputs, np.zeros(job.gpus), active, {}, None)
     priors: dict[str, Array] = {}
     for name, prior in priors_of(job.skew).items():
@@ -201,7 +201,7 @@ def step_draws(
         ideal_s=step.step_s,
         inputs=inputs,
         waited_s=waited,
-        active_experts=_active_experts(step, ranks) if attributed else step.loads.active,
+        active_experts=_active_experts(step, ranks) if attributed else step.active_experts,
         causes_s=causes,
         ranks=ranks,
     )
@@ -221,13 +221,13 @@ def expected_s(step: ServingStep, ranks: ServingRanks | None = None) -> Seconds:
 def _active_experts(step: ServingStep, ranks: ServingRanks) -> float:
     """Local experts that have rows, mean over ranks, draws and the first layers."""
     if not ranks.rows:
-        return step.loads.active
+        return step.active_experts
     some = np.concatenate(
         [part.ravel() for layer in ranks.rows[:BALANCED_LAYERS] for part in layer]
     )
     counts = np.linspace(float(some.min()), float(some.max()), NODES)
     shares = slot_shares(step.model)
-    active = [distinct_slots(shares, rows * step.loads.mean_rows) for rows in counts]
+    active = [distinct_slots(shares, rows * step.mean_rows) for rows in counts]
     return float(np.interp(some, counts, active).mean())
 
 
@@ -297,7 +297,7 @@ def draw_ranks(
     if model.expert_ranks == job.gpus > 1:
         layers = sum(kind in EXPERT_LAYERS for kind in model.graph.layers)
         drawn_rows = rows_over_mean(
-            model, layers=layers, mean_rows=step.loads.mean_rows, priors=priors, rng=rng
+            model, layers=layers, mean_rows=step.mean_rows, priors=priors, rng=rng
         )
         rows = [[of_groups(part) for part in layer] for layer in drawn_rows]
     return ServingRanks(

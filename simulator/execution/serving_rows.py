@@ -8,8 +8,8 @@ choose by themselves, so that rows also differ by chance.
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Hashable, Iterator, Mapping
+from dataclasses import replace
 from functools import lru_cache
 from itertools import islice
 from pathlib import Path
@@ -115,23 +115,6 @@ def _of_equal_experts(model: ServingModel) -> Single:
     return over_mean
 
 
-@dataclass(frozen=True, slots=True)
-class _Window:
-    """What a placement makes of the popularity that it was computed for."""
-
-    popularity: Single
-    """[experts], as served before drift."""
-    slots: NDArray[np.int64]
-    """[slots], the expert in each."""
-    copies: Single
-    """[experts], slots that hold each; a shared expert that travels is the last."""
-
-
-def _window(placement: ExpertPlacement, layer: int, popularity: Array) -> _Window:
-    copies = placement.copies[layer].astype(np.float32)
-    return _Window(popularity.astype(np.float32), placement.slots[layer], copies)
-
-
 _OfLayer: TypeAlias = tuple[tuple[Single, Single], ...]
 """[micro-batches] of [ranks, draws] each: rows over their mean before chance, and the standard
 normal numbers of chance."""
@@ -166,7 +149,7 @@ def _before_chance(
 ) -> Iterator[Single]:
     """[ranks, draws] of one layer after the other without end, before chance."""
     strata = _strata(model, priors, rng)
-    order = np.concatenate([chosen for chosen, _ in strata])
+    order = np.concatenate([chosen for chosen, _, _ in strata])
     back = np.argsort(order)
     drift = priors.get("rows.drift", np.zeros(len(order)))[order].astype(np.float32)
     experts, top_k = model.config.n_routed_experts, model.config.num_experts_per_tok
@@ -177,14 +160,17 @@ def _before_chance(
         change *= drift
         np.exp(change, out=change)
         of_strata, start = [], 0
-        for chosen, windows in strata:
-            window = windows[layer % len(windows)]
-            load = change[:, start : start + len(chosen)] * window.popularity[:, None]
+        for chosen, placement, served in strata:
+            place = layer % len(served)
+            slots = placement.slots[place]
+            copies = np.bincount(slots, minlength=placement.experts).astype(np.float32)
+            popularity = served[place].astype(np.float32)
+            load = change[:, start : start + len(chosen)] * popularity[:, None]
             load *= top_k / load.sum(axis=0)
-            if len(window.copies) > experts:
+            if len(copies) > experts:
                 # A shared expert that travels like the routed ones.
                 load = np.concatenate((load, np.ones_like(load[:1])))
-            of_slots = (load / window.copies[:, None])[window.slots]
+            of_slots = (load / copies[:, None])[slots]
             of_strata.append(of_slots.reshape(model.expert_ranks, -1, len(chosen)).sum(axis=1))
             start += len(chosen)
         rows = np.concatenate(of_strata, axis=1)[:, back]
@@ -194,22 +180,23 @@ def _before_chance(
 
 def _strata(
     model: ServingModel, priors: Mapping[str, Array], rng: np.random.Generator
-) -> list[tuple[NDArray[np.intp], Sequence[_Window]]]:
-    """Draws that share placements, and these, one for each layer in turn."""
+) -> list[tuple[NDArray[np.intp], ExpertPlacement, Array]]:
+    """Draws that share a placement, it, and the popularity served before drift, [layers, experts];
+    layers beyond these have the same in turn."""
     exponent = priors.get("rows.zipf_exponent")
     if exponent is None:
         before, served = windows(model)
         placement, _ = placed_experts(model, before)
         every = np.arange(len(priors["rows_sd"]))
-        return [(every, [_window(placement, n, row) for n, row in enumerate(served)])]
+        return [(every, placement, served)]
     experts = model.config.n_routed_experts
-    found: list[tuple[NDArray[np.intp], Sequence[_Window]]] = []
+    found: list[tuple[NDArray[np.intp], ExpertPlacement, Array]] = []
     for chosen in np.array_split(np.argsort(exponent, kind="stable"), STRATA):
         if len(chosen):
             ranked = ranked_popularity(experts, float(np.median(exponent[chosen])))
             layers = np.stack([rng.permutation(ranked) for _ in range(ORDERS)])
             placement, _ = placed_experts(model, layers)
-            found.append((chosen, [_window(placement, n, row) for n, row in enumerate(layers)]))
+            found.append((chosen, placement, layers))
     return found
 
 

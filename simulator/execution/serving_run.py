@@ -253,8 +253,8 @@ def _speculation_curve(
                 step_s=with_draft.step_s,
                 step_without_s=without.step_s,
                 speed_up=gained * without.step_s / with_draft.step_s,
-                active_experts=with_draft.loads.active,
-                active_experts_without=without.loads.active,
+                active_experts=with_draft.active_experts,
+                active_experts_without=without.active_experts,
                 experts_speed_up=gained * without.expert_s / with_draft.expert_s,
             )
         )

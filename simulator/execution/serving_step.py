@@ -50,23 +50,6 @@ Array = NDArray[np.float64]
 
 
 @dataclass(frozen=True, slots=True)
-class ExpertLoads:
-    """Rows that a rank computes in each layer, of one micro-batch; all experts equally popular."""
-
-    rows: float
-    """Of the slowest rank."""
-    active: float
-    """Its experts that have rows, expected number."""
-    mean_rows: float
-    """Of all ranks."""
-
-    @property
-    def max_over_mean(self) -> float:
-        """Slowest rank over the mean, which the placement alone makes."""
-        return self.rows / self.mean_rows
-
-
-@dataclass(frozen=True, slots=True)
 class ServingStep:
     """One iteration."""
 
@@ -74,12 +57,23 @@ class ServingStep:
     operators: Mapping[tuple[str, int], LayerOperators]
     times: Prediction
     """Of the operators of all sections, concatenated."""
-    loads: ExpertLoads
+    mean_rows: float
+    """Rows that a rank computes in each layer, of one micro-batch, mean over ranks."""
     log: Log
     host_s: Seconds
     """Launching all kernels; the host runs ahead of the GPU and waits for nothing."""
     step_s: Seconds
     """Host overhead included."""
+
+    @property
+    def rows(self) -> float:
+        """The same of the slowest rank; all experts are equally popular."""
+        return self.mean_rows * self.model.even_skew
+
+    @property
+    def active_experts(self) -> float:
+        """Experts of that rank that have rows, expected number."""
+        return distinct_slots(self.model.slot_shares, self.rows)
 
     @property
     def waiting(self) -> Waiting:
@@ -321,7 +315,6 @@ def iteration(load: IterationLoad) -> ServingStep:
     """Simulate one iteration."""
     model = load.model
     tokens = load.batches[0].mean_tokens(model.job.attention_tp) * load.busy
-    loads = _expert_loads(model, max(1, round(tokens)))
     operators, fewer = load.operators()
     times = kernel_times(model, operators)
     if fewer != operators:
@@ -347,18 +340,11 @@ def iteration(load: IterationLoad) -> ServingStep:
         model=model,
         operators=operators,
         times=times,
-        loads=loads,
+        mean_rows=max(1, round(tokens)) * model.choices / model.expert_ranks,
         log=log,
         host_s=host_s,
         step_s=max(log.span_s, host_s) + model.job.host_overhead.value,
     )
-
-
-def _expert_loads(model: ServingModel, tokens: int) -> ExpertLoads:
-    """Rows of a micro-batch of `tokens` tokens on all GPUs together."""
-    mean = tokens * model.choices / model.expert_ranks
-    rows = mean * model.even_skew
-    return ExpertLoads(rows, distinct_slots(model.slot_shares, rows), mean)
 
 
 def _batch_load(

@@ -165,8 +165,8 @@ def test_popularity_that_leaves_experts_without_rows_reads_fewer_weights():
     few = ("requests.requests_per_gpu=8", "skew.rows.zipf_exponent=1.2")
     step = step_of("decode_ep8_h200", *few)
     draws = step_draws(step, seed=0, samples=32)
-    assert step.loads.active == pytest.approx(32 * (1 - (1 - 8 / 256) ** 64), rel=1e-3)
-    assert draws.active_experts < 0.75 * step.loads.active
+    assert step.active_experts == pytest.approx(32 * (1 - (1 - 8 / 256) ** 64), rel=1e-3)
+    assert draws.active_experts < 0.75 * step.active_experts
 
 
 def test_the_expected_time_is_the_median_and_its_causes_sum_to_what_it_has_beyond_the_ideal():
@@ -254,7 +254,7 @@ def test_ranks_are_drawn_as_groups_that_share_heads_and_their_neighbours(monkeyp
     values = (0.0, 0.25, 1.0, 0.1, 2.0)
     priors = {name: np.array([value]) for name, value in zip(names, values, strict=True)}
     priors["host_pause.seconds"] = np.array([3.0])
-    step = SimpleNamespace(model=model, loads=SimpleNamespace(mean_rows=7.0))
+    step = SimpleNamespace(model=model, mean_rows=7.0)
     found = draw_ranks(step, priors, np.random.default_rng(5))
     assert asked == [(3, 7.0)]
     assert found.clock.tolist() == np.ones((2, 4, 1)).tolist()
@@ -302,7 +302,7 @@ def test_active_experts_are_those_of_the_rows_of_all_ranks(monkeypatch):
     monkeypatch.setattr(serving_draws, "distinct_slots", lambda _, rows: rows / 10)
     monkeypatch.setattr(serving_draws, "BALANCED_LAYERS", 1)
     rows = [[np.array([0.5, 1.5]), np.array([1.0])], [np.array([99.0])]]
-    step = SimpleNamespace(model=None, loads=SimpleNamespace(mean_rows=4.0, active=7.0))
+    step = SimpleNamespace(model=None, mean_rows=4.0, active_experts=7.0)
     found = serving_draws._active_experts(step, SimpleNamespace(rows=rows))
     assert found == pytest.approx((0.2 + 0.6 + 0.4) / 3, rel=1e-12)
     assert serving_draws._active_experts(step, SimpleNamespace(rows=[])) == 7.0

@@ -44,8 +44,8 @@ def step_of(name, *changes):
 def test_a_balanced_load_is_what_placement_allows(name, changes, skew):
     step = step_of(name, *changes)
     each = micro_batch_tokens(step.model.job)
-    assert step.loads.max_over_mean == pytest.approx(skew, rel=1e-12)
-    assert step.loads.mean_rows == each * step.model.choices
+    assert step.rows / step.mean_rows == pytest.approx(skew, rel=1e-12)
+    assert step.mean_rows == each * step.model.choices
     rows = next(
         op["rows"] for op in step.operators["moe", 0].operators if op.name == "experts.gate_up_proj"
     )
@@ -83,7 +83,7 @@ def test_experts_split_over_all_gpus_move_each_token_once_each_way():
 
 def test_active_experts_grow_smoothly_with_the_rows_of_a_balanced_load():
     model = model_of("decode_ep8_h200")
-    active = [decode_step(model, batch, 4096).loads.active for batch in (1, 2, 4, 8, 64)]
+    active = [decode_step(model, batch, 4096).active_experts for batch in (1, 2, 4, 8, 64)]
     expected = [32 * (1 - (31 / 32) ** (8 * batch)) for batch in (1, 2, 4, 8, 64)]
     assert active == pytest.approx(expected)
     times = [decode_step(model, batch, 4096).step_s for batch in (1, 2, 4, 8)]

@@ -108,8 +108,8 @@ def test_a_prefill_pass_multiplies_in_the_type_of_its_recipe_and_takes_as_long()
 def test_few_requests_touch_few_experts():
     step = step_of("mtp_one_node", "speculative_decoding=null")
     # 8 tokens of 8 choices over 8 GPUs: 8 rows, on 32 (1 - (31 / 32) ** 8) experts.
-    assert step.loads.rows == 8.0
-    assert step.loads.active == pytest.approx(32 * (1 - (31 / 32) ** 8), rel=1e-12)
+    assert step.rows == 8.0
+    assert step.active_experts == pytest.approx(32 * (1 - (31 / 32) ** 8), rel=1e-12)
 
 
 def test_drafting_stops_paying_where_compute_binds():

@@ -179,7 +179,7 @@ def test_a_batch_smaller_than_the_micro_batches_runs_in_one():
     one, two = decode_step(model, 1, 4096), decode_step(model, 2, 4096)
     assert one.model.job.micro_batches == 1
     assert two.model.job.micro_batches == 2
-    assert one.loads.rows == pytest.approx(8)
+    assert one.rows == pytest.approx(8)
     assert one.step_s < two.step_s
 
 
