@@ -13,6 +13,7 @@ import json
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -131,12 +132,12 @@ def plan_serving(
         if any(each.draft_tokens for each in deployments):
             plain = replace(limits, drafting=False)
             searches[WITHOUT_DRAFTS] = replace(main, limits=plain, check_fewer=False)
-    work = _Work(
-        service=service,
-        demand=demand,
-        percentile=percentile,
-        tpot_limits=tuple(sorted({each.limits.tpot_s for each in searches.values()})),
+    tpot_limits = tuple(sorted({each.limits.tpot_s for each in searches.values()}))
+    digest_of = partial(
+        _digest_of,
         base=run_key(scenario_from("plan", base, (), where="plan serving")),
+        percentile=percentile,
+        tpot_limits=tpot_limits,
     )
     rows = {}
     if kept is not None:
@@ -150,11 +151,12 @@ def plan_serving(
             task = course.next_task(at_a_time=processes(jobs))
             if task is None:
                 yield None
-            elif (found := _found_before(task, rows, work.digest(task))) is not None:
+            elif (found := _found_before(task, rows, digest_of(task))) is not None:
                 course.add(task, found)
             else:
                 begun.append(task)
-                yield work.inputs(task, course.known)
+                known = _known_of(task, course.known)
+                yield (service, demand, percentile, tpot_limits, task, *known)
 
     for at, result in run_all(_worked_out, calls(), jobs=jobs):
         task = begun[at]
@@ -165,7 +167,7 @@ def plan_serving(
             for deployment, points in times.items():
                 course.known.times.setdefault(deployment, {}).update(points)
             if kept is not None:
-                append_row(kept, _row(task, found, work.digest(task)))
+                append_row(kept, _row(task, found, digest_of(task)))
         course.add(task, found)
         told(task_in_words(task), course.known.count, course.standings[""])
         if course.over:
@@ -332,40 +334,33 @@ def _longest(tasks: Iterable[Task]) -> Task | None:
 # -- work ------------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True, slots=True)
-class _Work:
-    """What all tasks of a plan have in common."""
-
-    service: Service
-    demand: Demand
-    percentile: int
-    tpot_limits: tuple[Seconds, ...]
-    base: str
-    """Digest of the service, and of the program."""
-
-    def digest(self, task: Task) -> str:
-        """Equal for tasks of equal results."""
-        said: dict[str, Any] = {"task": task_in_words(task), "percentile": self.percentile}
-        if isinstance(task, PriceTask):
-            said |= {**asdict(task), "limits": self.tpot_limits}
-        else:
-            said["pools"] = [asdict(pool) for pool in task]
-        text = json.dumps([self.base, said], sort_keys=True, default=str)
-        return hashlib.sha256(text.encode()).hexdigest()[:16]
-
-    def inputs(self, task: Task, known: Results) -> tuple[Any, ...]:
-        """What a process is given."""
-        times, ideal = {}, None
-        if not isinstance(task, PriceTask):
-            times = {each: known.times.get(each, {}) for p in task for each in p.deployments}
-        elif task.expected:
-            times = {task.deployment: known.times.get(task.deployment, {})}
-            ideal = known.prices.get(PriceTask(task.deployment, expected=False))
-        return (self.service, self.demand, self.percentile, self.tpot_limits, task, ideal, times)
-
-
 _Times: TypeAlias = dict[Deployment, KnownTimes]
 """Grid points of deployments whose ranks differ."""
+
+
+def _digest_of(task: Task, *, base: str, percentile: int, tpot_limits: tuple[Seconds, ...]) -> str:
+    """Equal for tasks of equal results.
+
+    Args:
+        base: digest of the service, and of the program.
+    """
+    said: dict[str, Any] = {"task": task_in_words(task), "percentile": percentile}
+    if isinstance(task, PriceTask):
+        said |= {**asdict(task), "limits": tpot_limits}
+    else:
+        said["pools"] = [asdict(pool) for pool in task]
+    text = json.dumps([base, said], sort_keys=True, default=str)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def _known_of(task: Task, known: Results) -> tuple[Price | None, _Times]:
+    """What a task goes on from: the price of ideal ranks, and times of grid points."""
+    if not isinstance(task, PriceTask):
+        return None, {each: known.times.get(each, {}) for p in task for each in p.deployments}
+    if not task.expected:
+        return None, {}
+    ideal = known.prices.get(PriceTask(task.deployment, expected=False))
+    return ideal, {task.deployment: known.times.get(task.deployment, {})}
 
 
 def _worked_out(

@@ -142,19 +142,6 @@ def least_decode(
     return max(1, math.ceil(held / (ranks * batch) - 1e-9))
 
 
-@dataclass(frozen=True, slots=True)
-class Colocated:
-    """The load of one instance that computes prompts between its decode steps."""
-
-    rate: float
-    """Requests per second."""
-    batch: float
-    """Requests of one rank that decode."""
-    tpot_s: Seconds
-    prefill_share: float
-    """Of its time."""
-
-
 def most_colocated(
     demand: Demand,
     *,
@@ -165,8 +152,9 @@ def most_colocated(
     largest: float,
     tokens_per_step: float,
     tpot_s: Seconds,
-) -> Colocated | None:
-    """The most that an instance serves within the TPOT limit; None where one request exceeds it.
+) -> tuple[float, Seconds] | None:
+    """The most that an instance serves within the TPOT limit, (requests per second, time per
+    token); None where one request exceeds it.
 
     A pass lengthens the steps that it stands between, so with a share of the time in prefill a
     token takes step / (1 - share), however many prompts a pass takes together. An instance that
@@ -205,7 +193,7 @@ def most_colocated(
         limit_s = tpot_s * tokens_per_step
         return apart_s(ranks * batch / (asked * limit_s), batch) <= limit_s
 
-    def at(batch: float) -> Colocated:
+    def at(batch: float) -> tuple[float, Seconds]:
         """By Little's law."""
         step, held = interpolated(steps, batch), ranks * batch / asked
         rate = held / step / (1 + held / step * prefill_s(batch))
@@ -213,8 +201,7 @@ def most_colocated(
         for _ in range(_HALVINGS if low < high else 0):
             rate = (low + high) / 2
             low, high = (rate, high) if rate * apart_s(rate, batch) <= held else (low, rate)
-        apart = held / rate
-        return Colocated(rate, batch, apart / tokens_per_step, 1 - step / apart)
+        return rate, held / rate / tokens_per_step
 
     low, high = 1.0 / ranks, min(largest, tokens_per_pass - 1.0)
     if high < low or not keeps(low):

@@ -17,7 +17,6 @@ from typing import Any, TypeAlias
 
 from hardware_profiles.units import Seconds, format_bytes
 from simulator.analysis.plan.serving_bounds import (
-    Colocated,
     Demand,
     Limits,
     interpolated,
@@ -461,7 +460,8 @@ def _colocated_options(
         if load is None:
             continue
         served += 1
-        bound = max(1, math.ceil(demand.rate / load.rate - 1e-9))
+        rate, tpot = load
+        bound = max(1, math.ceil(demand.rate / rate - 1e-9))
         room = search.service.machine.profile.gpus
         pool = _with_least(Pool(deployments, 1, limit, tokens), bound, short, room)
         if isinstance(pool, Loser):
@@ -469,7 +469,7 @@ def _colocated_options(
             continue
         unsettled = _to_expect(known, limits, deployments)
         binds = "TPOT beside prefill" if pool.instances == bound else SIMULATED
-        yield PoolOption(pool, bound, not unsettled, unsettled, load.tpot_s, binds)
+        yield PoolOption(pool, bound, not unsettled, unsettled, tpot, binds)
     if not served:
         yield Loser(
             deployments,
@@ -485,7 +485,7 @@ def _most_colocated(
     passes: tuple[tuple[int, Seconds], ...],
     steps: tuple[tuple[float, Seconds], ...],
     **load: Any,
-) -> Colocated | None:
+) -> tuple[float, Seconds] | None:
     """`most_colocated` worked out once: a search looks again after every result."""
     return most_colocated(demand, passes=dict(passes), steps=dict(steps), **load)
 

@@ -38,7 +38,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hardware_profiles.units import Seconds
-from reference_model.trace import ALL_TO_ALL_KINDS, COLLECTIVE_KINDS
 from simulator.analysis.plan.layer_prices import LayerPrices
 from simulator.analysis.plan.layer_seconds import (
     Times,
@@ -57,12 +56,6 @@ from simulator.execution.optimizer import Rings
 from simulator.execution.training_fabric import copies_of
 from simulator.hardware.network.fabric_load import NO_LIMIT
 from simulator.hardware.network.transfers import Collective
-from simulator.workload.chunk import (
-    FORWARD,
-    INPUT_GRAD,
-    RECOMPUTE,
-    WEIGHT_GRAD,
-)
 from simulator.workload.sharding import BF16_BYTES, HeldParameters, Sharding, type_bytes
 from simulator.workload.state_tasks import (
     GRADIENTS,
@@ -72,13 +65,6 @@ from simulator.workload.state_tasks import (
     state_operators,
 )
 from simulator.workload.update import update_operators
-
-PHASES = (FORWARD, RECOMPUTE, INPUT_GRAD, WEIGHT_GRAD)
-EXCHANGES = ALL_TO_ALL_KINDS | COLLECTIVE_KINDS
-
-ALONE, PAIRED, BOTH = range(3)
-"""Conditions of an operator: the least that any chunk takes for it, any pair, and a slot of a pair
-whose two layers exchange tokens."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -16,7 +16,6 @@ from itertools import product
 from typing import Any, NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
 
 from reference_model.trace import OperatorTrace, Split
 from simulator.analysis.plan.layer_room import (
@@ -54,8 +53,6 @@ UNSPLIT, UNEVEN, ORDER, STAGES, DEFERRED, UNRECORDED, MEMORY = (
     "does not fit memory, whatever the split of layers",
 )
 """Kinds of what cannot be; the last is legal and does not fit."""
-
-Bytes = NDArray[np.float64]
 
 
 @dataclass(frozen=True, slots=True)
