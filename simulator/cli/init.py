@@ -189,7 +189,7 @@ def init_training(
         sequences_in_one_round,
         training_layout,
     )
-    from simulator.scenario.starting_training import TrainingWish, starting_training
+    from simulator.scenario.starting_training import starting_training
     from simulator.scenario.training import TrainingJob
 
     check_new(path)
@@ -203,7 +203,7 @@ def init_training(
         "zero": zero,
         "recompute": recompute,
     }
-    wish = TrainingWish(
+    text, scenario = starting_training(
         model=model,
         batch=batch,
         sequence=sequence,
@@ -213,8 +213,8 @@ def init_training(
         calibration=calibration,
         recipe=recipe,
         layout={name: value for name, value in given.items() if value is not None},
+        where="init training",
     )
-    text, scenario = starting_training(wish, where="init training")
     job = scenario.job_as(TrainingJob)
     check_training_names(job, scenario.cluster.node.gpu)  # raises for an unknown schedule
     sequences_in_one_round(job, training_layout(scenario, job))  # raises where GPUs do not divide

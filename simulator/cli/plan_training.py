@@ -100,7 +100,7 @@ def plan_training_command(
     from simulator.analysis.plan.training_budget import Budget, numbers_of_nodes
     from simulator.scenario.files import load_scenario
     from simulator.scenario.starting_hardware import gpu_named, nearest_cluster
-    from simulator.scenario.starting_training import TrainingWish, starting_training
+    from simulator.scenario.starting_training import starting_training
 
     fixed = fixed_axes(fix or ())
     own = [*(changes or ())]
@@ -141,7 +141,7 @@ def plan_training_command(
     if money is not None and gpu is not None and cluster is None:
         profile = load_cluster(nearest_cluster(load_gpu(gpu_named(gpu)), MOST_GPUS))
         gpus = numbers_of_nodes(money, profile, batch)[0] * profile.node.gpus
-    wish = TrainingWish(
+    text, scenario = starting_training(
         model=model,
         batch=batch,
         sequence=sequence or 4096,
@@ -150,8 +150,9 @@ def plan_training_command(
         cluster=cluster,
         calibration=calibration,
         recipe=recipe or "fp8",
+        layout={},
+        where="plan training",
     )
-    text, scenario = starting_training(wish, where="plan training")
     own += _memory_change(memory_limit, scenario)
     with TemporaryDirectory() as folder:
         size = scenario.cluster.gpus

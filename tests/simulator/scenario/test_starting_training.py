@@ -9,14 +9,16 @@ import yaml
 import reference_model
 from simulator.scenario.files import scenario_from
 from simulator.scenario.starting_hardware import starting_cluster, starting_gpu
-from simulator.scenario.starting_training import TrainingWish, starting_training
+from simulator.scenario.starting_training import starting_training
 
-WISH = TrainingWish(model="deepseek_v3", batch=3840, sequence=4096, gpu="h100", gpus=512)
+WISH = {
+    "model": "deepseek_v3", "batch": 3840, "sequence": 4096, "gpu": "h100", "gpus": 512,
+    "recipe": "fp8", "layout": {},
+}  # fmt: skip
 
 
 def started(**changes):
-    fields = {name: getattr(WISH, name) for name in WISH.__slots__}
-    return starting_training(TrainingWish(**(fields | changes)), where="init training")
+    return starting_training(**(WISH | changes), where="init training")
 
 
 def test_a_shipped_cluster_of_that_size_is_named_and_what_is_given_stands_in_the_file():
