@@ -52,6 +52,20 @@ def test_every_module_has_its_test_at_the_mirrored_path():
     assert bare == []
 
 
+def test_only_the_hardware_room_writes_what_a_model_has_learned():
+    """Its names end in "_": no caller makes a fitted model another one."""
+    written = [
+        f"{path}:{node.lineno}"
+        for path in MODULES
+        if path.parts[:2] != ("simulator", "hardware")
+        for node in ast.walk(tree_of(path))
+        if isinstance(node, ast.Attribute)
+        and isinstance(node.ctx, ast.Store)
+        and re.fullmatch(r"[a-z].*[^_]_", node.attr)
+    ]
+    assert written == []
+
+
 @pytest.mark.parametrize("path", MODULES, ids=str)
 def test_first_lines_are_sentences(path):
     """None says what goes in and what comes out: that is what the signature is for."""

@@ -54,7 +54,7 @@ from simulator.hardware.kernels.measured_rows import fingerprints
 from simulator.hardware.kernels.roofline import batch_of_sizes, clocked_shares, is_tensor
 from simulator.hardware.network.fabric_load import FabricLoad
 from simulator.hardware.network.groups import Domains, Reach
-from simulator.hardware.network.transfers import fitted_transfers
+from simulator.hardware.network.transfers import Transfers, fitted_transfers
 from simulator.hardware.prediction import Prediction
 
 Array = NDArray[np.float64]
@@ -107,14 +107,34 @@ class KernelCostModel:
             self.kernels_.own.rows,
             sustained_job=self.sustained_job,
         )
-        self.transfers_ = fitted_transfers(
+        self.transfers_ = self._fitted_transfers()
+        return self
+
+    def of_group(
+        self, ranks: int, *, sharing: Mapping[str, Domains] | None, reach: Reach | None
+    ) -> Self:
+        """These kernel times with the transfers of another layout; compute kernels are shared, not
+        learned again.
+
+        Args:
+            ranks: GPUs that share a layer's experts there.
+            sharing: as of the constructor, and so is `reach`.
+
+        Raises ValueError for fewer ranks than one.
+        """
+        other = copy(self)
+        other.expert_parallel_ranks, other.sharing, other.reach = ranks, sharing or {}, reach
+        other.transfers_ = other._fitted_transfers()
+        return other
+
+    def _fitted_transfers(self) -> Transfers:
+        return fitted_transfers(
             self.kernels_.own.rows,
             cluster=self.cluster,
             calibration=self.calibration,
             ranks=self.expert_parallel_ranks,
             reach=self.reach,
         )
-        return self
 
     def without_all_to_all_slowdown(self) -> Self:
         """These kernel times with dispatch and combine as fast beside compute as alone."""

@@ -8,7 +8,6 @@ Dispatch and combine take no less than with links and NICs that nothing else use
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from copy import copy
 from dataclasses import dataclass, field, fields, replace
 from functools import cached_property
 from typing import Any
@@ -40,7 +39,7 @@ from simulator.hardware.costs import COST_MODELS, KernelCostModel
 from simulator.hardware.kernels.families import Family, family_of
 from simulator.hardware.network.fabric_load import NO_LIMIT
 from simulator.hardware.network.groups import Domains
-from simulator.hardware.network.transfers import exchange_sms, fitted_transfers
+from simulator.hardware.network.transfers import exchange_sms
 from simulator.hardware.power_state import rows_for
 from simulator.scenario.files import by_name
 from simulator.workload.chunk import (
@@ -236,18 +235,9 @@ class LayerPrices:
         sharing = self._groups[parallel]
         key = (shape.ep, shape.parts, tuple(sorted(sharing.items())))
         if key not in self._made:
-            costs = copy(self.costs)
-            costs.expert_parallel_ranks = shape.ep
-            costs.sharing = sharing
-            costs.reach = self.facts.reach(shape.parts)
-            costs.transfers_ = fitted_transfers(
-                costs.kernels_.own.rows,
-                cluster=costs.cluster,
-                calibration=costs.calibration,
-                ranks=shape.ep,
-                reach=costs.reach,
+            self._made[key] = self.costs.of_group(
+                shape.ep, sharing=sharing, reach=self.facts.reach(shape.parts)
             )
-            self._made[key] = costs
         return self._made[key]
 
 

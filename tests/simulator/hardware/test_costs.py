@@ -596,6 +596,19 @@ def test_more_rows_routed_to_a_rank_take_longer():
     )
 
 
+def test_another_group_of_experts_has_transfers_of_its_own_and_changes_no_answer():
+    before = one(COSTS, dispatch(), sms=20, overlapped=True)
+    narrow = COSTS.of_group(8, sharing=None, reach=None)
+    assert narrow.expert_parallel_ranks == 8
+    assert one(narrow, dispatch(), sms=20, overlapped=True) == one(
+        fitted(ranks=8), dispatch(), sms=20, overlapped=True
+    )
+    # Eight ranks are one node, whose tokens cross no NIC.
+    assert one(narrow, dispatch(), sms=20, overlapped=True) < before
+    assert one(COSTS, dispatch(), sms=20, overlapped=True) == before
+    assert COSTS.expert_parallel_ranks == 64
+
+
 def test_predictions_do_not_depend_on_the_company():
     together = COSTS.predict(MODEL_OPERATORS * 2, sms=112, overlapped=True, load=NO_LIMIT)
     count = len(MODEL_OPERATORS)
