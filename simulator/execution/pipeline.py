@@ -5,11 +5,10 @@ it needs has arrived; it cannot be interrupted, and what it produces leaves at i
 that of the actions are samples, or other times for the same order, which all run in one pass.
 """
 
-from collections import defaultdict, deque
-from collections.abc import Iterator, Mapping, Sequence
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from itertools import accumulate
 from math import floor, inf, log10
 from typing import Any
 
@@ -39,9 +38,6 @@ class PipelineRun:
     """[actions, *axes]"""
     end_s: Times
     """[actions, *axes]"""
-    produced_s: Times
-    """[actions, *axes], when other ranks had produced all that an action needs of them; 0 where it
-    needs nothing."""
     staggered: bool = False
     """Whether each rank begins its next step as soon as it has ended this one. A step then takes
     what its busiest rank takes from its own first action on: one step after another as they are
@@ -74,6 +70,15 @@ class PipelineRun:
     def bubble_s(self) -> Times:
         """[rank, *axes], seconds of the makespan not spent in actions."""
         return self.makespans_s - self.busy_s
+
+    @property
+    def produced_s(self) -> Times:
+        """[actions, *axes], when other ranks had produced all that an action needs of them; 0 where
+        it needs nothing."""
+        produced = np.zeros_like(self.end_s)
+        for rows, needed in _needed(object_key(self.schedule.run_order)):
+            produced[rows] = np.maximum(produced[rows], self.end_s[needed])
+        return produced
 
     @property
     def waiting_for_sends_s(self) -> Times:
@@ -153,19 +158,32 @@ def run_pipeline(
         Deadlock: the order cannot be finished.
     """
     _check_durations(schedule, seconds)
-    axes = seconds.shape[1:]
-    zero: Any = np.zeros(axes) if axes else 0.0
-    durations: Any = seconds if axes else seconds.tolist()
-    ends: list[Any] = [zero] * len(durations)
-    starts = list(ends)
-    for row, _, start in _starts(
-        schedule, durations, ends, zero, transfer_s=transfer_s, blocking_sends=blocking_sends
-    ):
+    axes, order = seconds.shape[1:], schedule.run_order
+    # Plain numbers are compared many times faster than arrays of no dimension.
+    plain = not axes
+    zero: Any = 0.0 if plain else np.zeros(axes)
+    took: Sequence[Any] = seconds.tolist() if plain else list(seconds)
+    # Of the shape of the times, which sums of two arrays are faster for than of one and a number.
+    delays = [zero + _sending(rank, others, transfer_s) for rank, others in order.sends]
+    blocks = [blocking_sends and len(others) > 0 for _, others in order.sends]
+    free = [zero] * schedule.ranks
+    starts: list[Any] = [zero] * len(took)
+    ends: list[Any] = list(starts)
+    for row, rank, needs, leaving in order.steps:
+        start = free[rank]
+        for source, sent in needs:
+            arrived = ends[source] + delays[sent]
+            if not plain:
+                start = np.maximum(start, arrived)
+            elif arrived > start:
+                start = arrived
         starts[row] = start
-    start_s, end_s = (np.array(times).reshape(len(durations), *axes) for times in (starts, ends))
-    produced_s = np.zeros_like(end_s)
-    for rows, needed in _needed(object_key(schedule.run_order)):
-        produced_s[rows] = np.maximum(produced_s[rows], end_s[needed])
+        ends[row] = end = start + took[row]
+        free[rank] = end + delays[leaving] if blocks[leaving] else end
+    if order.blocked:
+        now = max(float(np.max(end)) for end in ends)
+        raise Deadlock(_deadlock_message(schedule, order.blocked, now))
+    start_s, end_s = (np.array(times).reshape(len(took), *axes) for times in (starts, ends))
     counts = [len(row) for row in schedule.actions]
     return PipelineRun(
         schedule=schedule,
@@ -173,88 +191,8 @@ def run_pipeline(
         index=np.concatenate([np.arange(count) for count in counts]),
         start_s=start_s,
         end_s=end_s,
-        produced_s=produced_s,
         staggered=staggered,
     )
-
-
-def makespans(
-    schedule: Schedule,
-    seconds: Times,
-    *,
-    transfer_s: Mapping[tuple[int, int], float | Times],
-    blocking_sends: bool,
-    staggered: bool = False,
-) -> Times:
-    """[*axes], those of `run_pipeline` alone, in less time and memory.
-
-    Args, and what it raises: as of `run_pipeline`, but for
-        seconds: [actions that differ, *axes], of the first of those that are alike.
-    """
-    alike = schedule.alike
-    if not _possible(seconds).all():
-        _check_durations(schedule, seconds[list(alike.places)])
-    zero: Any = np.zeros(seconds.shape[1:])
-    each = list(seconds)
-    end_s: list[Any] = [zero] * len(alike.places)
-    starts = _starts(
-        schedule,
-        [each[place] for place in alike.places],
-        end_s,
-        zero,
-        transfer_s=transfer_s,
-        blocking_sends=blocking_sends,
-    )
-    begin_s: dict[int, Any] = {}
-    if staggered:
-        for _, rank, start in starts:
-            begin_s.setdefault(rank, start)
-    else:
-        deque(starts, maxlen=0)
-    behind = accumulate(map(len, schedule.actions))
-    steps = [
-        end_s[row - 1] - begin_s.get(rank, zero)
-        for rank, (row, actions) in enumerate(zip(behind, schedule.actions, strict=True))
-        if actions
-    ]
-    return np.asarray(np.array(steps).max(axis=0, initial=0.0))
-
-
-def _starts(
-    schedule: Schedule,
-    seconds: Sequence[Any],
-    end_s: list[Any],
-    zero: Any,
-    *,
-    transfer_s: Mapping[tuple[int, int], float | Times],
-    blocking_sends: bool,
-) -> Iterator[tuple[int, int, Any]]:
-    """(row, rank, when it starts) of every action as it runs.
-
-    Args:
-        end_s: [actions], where the end of each is written before it is yielded.
-    """
-    order = schedule.run_order
-    # Of the shape of the times, which sums of two arrays are faster for than of one and a number.
-    delays = [zero + _sending(rank, others, transfer_s) for rank, others in order.sends]
-    blocks = [blocking_sends and len(others) > 0 for _, others in order.sends]
-    free = [zero] * schedule.ranks
-    # Which are compared many times faster than arrays of no dimension.
-    plain = not isinstance(zero, np.ndarray)
-    for row, rank, needs, leaving in order.steps:
-        start = free[rank]
-        for source, sent in needs:
-            arrived = end_s[source] + delays[sent]
-            if not plain:
-                start = np.maximum(start, arrived)
-            elif arrived > start:
-                start = arrived
-        end_s[row] = end = start + seconds[row]
-        free[rank] = end + delays[leaving] if blocks[leaving] else end
-        yield row, rank, start
-    if order.blocked:
-        now = max(float(np.max(end)) for end in end_s)
-        raise Deadlock(_deadlock_message(schedule, order.blocked, now))
 
 
 @lru_cache(maxsize=16)

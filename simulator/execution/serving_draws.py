@@ -158,14 +158,14 @@ def step_draws(
     inputs = {"gap": draws.gap, "host_overhead": draws.host}
     if attributed or job.skew.is_none:
         durations = scaled[model.places]
-        spans = timeline.spans(
+        passed = timeline.each(
             model.graph,
             zip(durations, durations, strict=True),
             gap,
             axes=gap.shape,
             rank_axis=None,
         )
-        kernels = np.maximum(spans, step.host_s) + host
+        kernels = np.maximum(timeline.end_of(model.graph, passed), step.host_s) + host
         inputs = {"kernels": kernels} | inputs
     if job.skew.is_none:
         active = step.active_experts

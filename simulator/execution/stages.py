@@ -17,7 +17,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from hardware_profiles.units import Bytes, Seconds
-from simulator.execution.pipeline import makespans
+from simulator.execution.pipeline import run_pipeline
 from simulator.execution.training_chunks import ChunkKey, chunk_key
 from simulator.hardware.network.fabric_load import FabricLoad
 from simulator.workload.layout import Stage, even_splits
@@ -31,6 +31,9 @@ from simulator.workload.schedules.order import (
 
 SHORTLIST = 8
 """Splits that run with the times of their own chunks."""
+
+AT_ONCE = 2**21
+"""Actions times splits that run in one pass, so that their times fit memory."""
 
 NEARLY = 1.01
 """Ends that are no later than this times the first are as good: kernel times are not known to a
@@ -129,13 +132,20 @@ class PipelineTimes:
     def _ends(self, seconds: Callable[[int, Action], Sequence[Seconds]]) -> list[Seconds]:
         """End of the pipeline of every split, whose actions take `seconds(rank, action)`: [split],
         asked once of those that are alike."""
-        found: list[Seconds] = makespans(
-            self.schedule,
-            np.array([seconds(*first) for first in self.schedule.alike.firsts]),
-            transfer_s=self.transfers_s,
-            blocking_sends=self.blocking_sends,
-            staggered=self.staggered,
-        ).tolist()
+        alike = self.schedule.alike
+        different = np.array([seconds(*first) for first in alike.firsts])
+        places = list(alike.places)
+        at_once = max(1, AT_ONCE // max(1, len(places)))
+        found: list[Seconds] = []
+        for first in range(0, different.shape[1], at_once):
+            run = run_pipeline(
+                self.schedule,
+                different[places, first : first + at_once],
+                transfer_s=self.transfers_s,
+                blocking_sends=self.blocking_sends,
+                staggered=self.staggered,
+            )
+            found += run.makespans_s.tolist()
         return found
 
 

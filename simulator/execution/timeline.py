@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import reduce
 from typing import Any
 
 import numpy as np
@@ -89,15 +90,13 @@ def run(
     if len(seconds) != len(graph.tasks):
         raise ValueError(f"{graph.name}: {len(seconds)} durations for {len(graph.tasks)} tasks")
     axes = np.broadcast_shapes(seconds.shape[1:], np.shape(gap_s))
-    if not axes:
-        alone = _of_one_rank(graph, seconds.tolist(), float(gap_s))
-        return Log(graph, gap_s, *alone * 2)
-    durations: Any = seconds
+    # Plain numbers are many times faster than arrays of no dimension.
+    durations: Any = seconds if axes else seconds.tolist()
     sends: Any = durations if sends_s is None else sends_s
     passed = in_turn(
         graph,
         zip(durations, sends, strict=True),
-        gap_s,
+        gap_s if axes else float(gap_s),
         axes=axes,
         ranks=_ranks(graph, rank_axis),
         teams=_teams(graph, teams),
@@ -109,65 +108,11 @@ def run(
     return Log(graph, gap_s, start_s, end_s, ready_s, done_s)
 
 
-def _of_one_rank(
-    graph: TaskGraph, seconds: Sequence[Seconds], gap_s: Seconds
-) -> tuple[Times, Times]:
-    """Start and end of every task where each has one duration: as `in_turn`, in plain numbers,
-    which is many times faster than in arrays of no dimension."""
-    compute_free = communication_free = 0.0
-    starts: list[Seconds] = []
-    ends: list[Seconds] = []
-    for (computes, waits), took in zip(graph.waits, seconds, strict=True):
-        start = compute_free if computes else communication_free
-        for earlier in waits:
-            end = ends[earlier]
-            start = end if end > start else start
-        end = start + took
-        starts.append(start)
-        ends.append(end)
-        if computes:
-            compute_free = end + gap_s
-        else:
-            communication_free = end + gap_s
-    return np.array(starts), np.array(ends)
-
-
-def spans(
-    graph: TaskGraph,
-    durations: Iterable[tuple[NDArray[Any], NDArray[Any]]],
-    gap_s: float | NDArray[Any],
-    *,
-    axes: tuple[int, ...],
-    rank_axis: int | None,
-    replica_axis: int | None = None,
-    teams: Mapping[str, int] | None = None,
-) -> NDArray[Any]:
-    """[*axes], the end of the last task, of durations too many to hold at once.
-
-    Args:
-        durations: of each task in turn, (seconds, sends_s) as `run` takes them, in the precision
-            of `gap_s`.
-        replica_axis: which of the axes are groups whose ranks all meet in collectives of parameters
-            and gradients; without it each group is a run of its own.
-        teams: as of `run`.
-    """
+def end_of(graph: TaskGraph, passed: Iterable[tuple[Any, Any, Any, Any]]) -> Any:
+    """The end of the last task, of what `in_turn` or `each` yields: what broadcasts to [*axes]."""
     # A stream runs one task at a time, so that its last one ends last.
-    last: dict[Stream, NDArray[Any]] = {}
-    passed = each(
-        graph,
-        durations,
-        gap_s,
-        axes=axes,
-        rank_axis=rank_axis,
-        replica_axis=replica_axis,
-        teams=teams,
-    )
-    for task, (_, _, _, end) in zip(graph.tasks, passed, strict=True):
-        last[task.stream] = end
-    ends: NDArray[Any] = np.zeros(axes, dtype=np.asarray(gap_s).dtype)
-    for end in last.values():
-        ends = np.maximum(ends, end)
-    return ends
+    last = {task.stream: end for task, (_, _, _, end) in zip(graph.tasks, passed, strict=True)}
+    return reduce(np.maximum, last.values(), np.float32(0.0))
 
 
 def each(
@@ -180,8 +125,16 @@ def each(
     replica_axis: int | None = None,
     teams: Mapping[str, int] | None = None,
 ) -> Iterator[tuple[Any, Any, Any, Any]]:
-    """Ready, start, done and end of each task in turn (see Log), of what `spans` takes; each
-    broadcasts to [*axes]."""
+    """Ready, start, done and end of each task in turn (see Log), of durations too many to hold at
+    once; each broadcasts to [*axes].
+
+    Args:
+        durations: of each task in turn, (seconds, sends_s) as `run` takes them, in the precision
+            of `gap_s`.
+        replica_axis: which of the axes are groups whose ranks all meet in collectives of parameters
+            and gradients; without it each group is a run of its own.
+        teams: as of `run`.
+    """
     return in_turn(
         graph,
         durations,
@@ -255,31 +208,32 @@ def in_turn(
         teams: of each task, how many neighbouring ranks meet in it; None for all.
     """
     later: Any = np.maximum
-    compute_free: Any = np.zeros(axes, dtype=np.asarray(gap_s).dtype)
+    plain = not axes
+    compute_free: Any = 0.0 if plain else np.zeros(axes, dtype=np.asarray(gap_s).dtype)
     communication_free: Any = compute_free
-    last_use = {
-        waited: place for place, task in enumerate(graph.tasks) for waited in task.depends_on
-    }
     ends: dict[int, Any] = {}
-    for place, (task, (took, sends)) in enumerate(zip(graph.tasks, durations, strict=True)):
-        computes = task.stream is Stream.COMPUTE
+    order = zip(graph.waits, graph.last_uses, ranks, durations, strict=True)
+    for place, ((computes, waits), last_uses, meets, (took, sends)) in enumerate(order):
         ready = compute_free if computes else communication_free
-        for earlier in task.depends_on:
-            ready = later(ready, ends[earlier])
-        for earlier in task.depends_on:
-            if last_use[earlier] == place:
-                ends.pop(earlier, None)
+        for earlier in waits:
+            end = ends[earlier]
+            if not plain:
+                ready = later(ready, end)
+            elif end > ready:
+                ready = end
         start = ready
-        if ranks[place] and task.barrier:
+        barrier = graph.tasks[place].barrier
+        if meets and barrier:
             team = None if teams is None else teams[place]
-            start = _last_ready(ready, ranks[place], team, axes)
+            start = _last_ready(ready, meets, team, axes)
         end = done = start + took
-        if ranks[place] and not task.barrier:
+        if meets and not barrier:
             sent = done if sends is took else start + sends
-            end = later(done, _latest(sent, ranks[place]))
+            end = later(done, _latest(sent, meets))
         yield ready, start, done, end
-        if place in last_use:
-            ends[place] = end
+        ends[place] = end
+        for earlier in last_uses:
+            del ends[earlier]
         if computes:
             compute_free = end + gap_s
         else:

@@ -191,7 +191,7 @@ def group_spans(
         some = places[start : start + once]
         rows = RowsOfLayers(blocks, cases[0], some)
         for parts, ranks in zip(found, cases, strict=True):
-            ends = timeline.spans(
+            passed = timeline.each(
                 blocks.graph,
                 ((took, took) for took in durations(blocks, ranks, some, rows)),
                 blocks.gap_s,
@@ -200,6 +200,7 @@ def group_spans(
                 replica_axis=1 if meet else None,
                 teams=ranks.teams,
             )
+            ends = timeline.end_of(blocks.graph, passed)
             parts.append(np.asarray(ends.max(axis=0), dtype=np.float32))
     shape = (len(pipeline_ranks), replicas, patterns, draws)
     return [np.concatenate(parts).reshape(shape) for parts in found]

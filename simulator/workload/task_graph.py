@@ -106,6 +106,19 @@ class TaskGraph:
         """[tasks], whether each computes, and the tasks that it waits for."""
         return tuple((task.stream is Stream.COMPUTE, task.depends_on) for task in self.tasks)
 
+    @cached_property
+    def last_uses(self) -> tuple[tuple[int, ...], ...]:
+        """[tasks], those before each that nothing after it waits for any more; of one that nothing
+        waits for, itself."""
+        last = {place: place for place in range(len(self.tasks))}
+        last |= {
+            waited: place for place, task in enumerate(self.tasks) for waited in task.depends_on
+        }
+        found: list[list[int]] = [[] for _ in self.tasks]
+        for waited, place in last.items():
+            found[place].append(waited)
+        return tuple(map(tuple, found))
+
 
 def collapsed(graph: TaskGraph) -> tuple[TaskGraph, tuple[int, ...]]:
     """Join tasks of a layer that run one after the other without waiting for anything between.

@@ -14,7 +14,6 @@ from simulator.execution.pipeline import (
     Deadlock,
     PipelineRun,
     draw_to_scale,
-    makespans,
     run_ideal,
     run_pipeline,
 )
@@ -146,30 +145,23 @@ def test_one_pass_gives_the_makespan_of_many_durations_at_once(blocking, ends) -
     )
     assert found.makespans_s.tolist() == ends
     assert found.makespan_s == ends[1]
-    of_alike = makespans(
-        schedule,
-        np.array([long["F"], long["B"]] * 2),
-        transfer_s={(0, 1): 0.5, (1, 0): np.array([0.5, 0.5])},
-        blocking_sends=blocking,
-    )
-    assert of_alike.tolist() == ends
     # Every rank works 2 F and 2 B.
     assert found.busy_s.tolist() == [[6.0, 12.0]] * 2
     assert found.bubble_s.tolist() == [[ends[0] - 6.0, ends[1] - 12.0]] * 2
 
 
 @pytest.mark.parametrize(("staggered", "step"), [(False, 3.5), (True, 2.0)])
-def test_a_makespan_alone_is_found_from_the_times_of_actions_that_differ(staggered, step) -> None:
+def test_ranks_that_begin_as_they_can_take_what_the_busiest_does(staggered, step) -> None:
     """F of 1 on rank 0, sent in 0.5, then F of 2 on rank 1: from 1.5 to 3.5."""
     forwards = (parse_action("0F0"),), (parse_action("1F0"),)
-    found = makespans(
+    found = run_pipeline(
         Schedule("forwards", 1, placement=((0, 1),), actions=forwards),
         np.array([[1.0, 2.0], [2.0, 4.0]]),
         transfer_s={(0, 1): np.array([0.5, 1.0])},
         blocking_sends=False,
         staggered=staggered,
     )
-    assert found.tolist() == [step, 2 * step]
+    assert found.makespans_s.tolist() == [step, 2 * step]
 
 
 @pytest.mark.parametrize("seconds", [-1.0, float("nan"), float("inf")])
@@ -183,10 +175,10 @@ def test_an_impossible_duration_names_its_action(seconds: float) -> None:
         )
 
 
-def test_an_impossible_duration_of_alike_actions_names_the_first_of_them() -> None:
+def test_an_impossible_duration_in_one_of_many_passes_names_its_action() -> None:
     with pytest.raises(ValueError, match=r"^0B0 on rank 0: duration = -1\.0 s, must be finite"):
-        makespans(
-            one_f_one_b(2, 2),
+        run_pipeline(
+            one_f_one_b(2, 1),
             np.array([[1.0, 2.0], [3.0, -1.0], [1.0, np.nan], [2.0, 2.0]]),
             transfer_s=defaultdict(float),
             blocking_sends=False,

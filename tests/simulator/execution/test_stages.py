@@ -7,6 +7,7 @@ import pytest
 
 from simulator.analysis.run import simulate
 from simulator.analysis.training_metrics import rank_times, uneven_ranks
+from simulator.execution import stages as stages_module
 from simulator.execution import training_run
 from simulator.execution.stages import choose_stages
 from simulator.scenario.files import load_scenario
@@ -40,7 +41,7 @@ TWO_ON_EACH = ("interleaved", "interleaved_overlapped", "zbv", "dualpipev")
 
 
 @pytest.mark.parametrize("schedule", SCHEDULES)
-def test_no_contiguous_split_of_a_small_model_is_much_faster(schedule, asked):
+def test_no_contiguous_split_of_a_small_model_is_much_faster(schedule, asked, monkeypatch):
     # Four stages: one on each of four ranks, or two on each of two.
     ranks = 2 if schedule in TWO_ON_EACH else 4
     run = simulate(
@@ -63,6 +64,11 @@ def test_no_contiguous_split_of_a_small_model_is_much_faster(schedule, asked):
     ends = dict(zip(splits, times.of_own_chunks(splits), strict=True))
     assert ends[chosen] == pytest.approx(run.step.pipeline.makespan_s, rel=1e-9)
     assert ends[chosen] <= 1.03 * min(ends.values())
+    few = splits[:3]
+    with monkeypatch.context() as patched:
+        # A pass each.
+        patched.setattr(stages_module, "AT_ONCE", 1)
+        assert times.of_own_chunks(few) == [ends[split] for split in few]
 
 
 def chosen(*changes):

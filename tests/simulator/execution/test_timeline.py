@@ -9,11 +9,12 @@ from reference_model.trace import Operator
 from simulator.execution import timeline
 from simulator.execution.timeline import (
     critical_path,
+    each,
+    end_of,
     hidden_communication,
     replay_side_by_side,
     run,
     run_side_by_side,
-    spans,
     waiting,
 )
 from simulator.workload.task_graph import Stream, Task, TaskGraph
@@ -137,11 +138,11 @@ def test_neighbours_that_share_a_layer_wait_for_each_other_alone():
     seconds = np.array([[1.0, 2.0, 3.0, 4.0], [1.0] * 4])
     log = run(shared, seconds, 0.0, rank_axis=0, teams={"tensor": 2})
     assert log.end_s[1].tolist() == [3.0, 3.0, 5.0, 5.0]
-    ends = spans(
+    passed = each(
         shared, ((took, took) for took in seconds), np.float64(0.0), axes=(4,), rank_axis=0,
         teams={"tensor": 2},
     )  # fmt: skip
-    assert ends.tolist() == [3.0, 3.0, 5.0, 5.0]
+    assert end_of(shared, passed).tolist() == [3.0, 3.0, 5.0, 5.0]
     every = run(shared, seconds, 0.0, rank_axis=0)
     assert every.end_s[1].tolist() == [5.0] * 4
     # Whatever another axis has, and in each of three samples, whichever axis the ranks are.
@@ -204,13 +205,13 @@ def test_a_rank_that_receives_most_holds_up_itself_and_one_that_sends_most_all()
     assert combine.end_s[0].tolist() == [5.0, 5.0, 5.0]
 
 
-def test_spans_of_durations_in_turn_are_those_of_all_at_once():
+def test_durations_in_turn_end_when_all_at_once_do():
     tasks, seconds = drawn(3)
     tasks = [("W" if letter == "m" else letter, needs) for letter, needs in tasks]
     ranks = seconds[:, None, None] * np.random.default_rng(0).uniform(0.5, 2.0, (40, 3, 4))
     log = run(graph(*tasks), ranks, 0.25, rank_axis=0)
-    in_turn = spans(graph(*tasks), zip(ranks, ranks, strict=True), 0.25, axes=(3, 4), rank_axis=0)
-    np.testing.assert_array_equal(in_turn, log.spans_s)
+    passed = each(graph(*tasks), zip(ranks, ranks, strict=True), 0.25, axes=(3, 4), rank_axis=0)
+    np.testing.assert_array_equal(end_of(graph(*tasks), passed), log.spans_s)
 
 
 @pytest.mark.parametrize("letter", "MW")

@@ -103,3 +103,8 @@ def test_blocks_end_when_their_tasks_do(seed):
     between = np.diff([*first, 30]) - 1
     blocks = np.add.reduceat(seconds, first) + between * gap
     assert run(joined, blocks, gap).span_s == pytest.approx(run(whole, seconds, gap).span_s)
+
+
+def test_the_end_of_a_task_is_kept_until_nothing_after_waits_for_it():
+    made = graph(("c", ()), ("m", (0,)), ("c", (0,)), ("c", (1,)))
+    assert made.last_uses == ((), (), (0, 2), (1, 3))
