@@ -102,8 +102,8 @@ class Replay:
 
     @property
     def order_inversions(self) -> int:
-        """Pairs of a kernel on a communication and one on a compute stream that ran one after the
-        other in the recording and run the other way round in the replay."""
+        """Pairs of a kernel that computes and another that ran one after the other in the recording
+        and run the other way round in the replay."""
         compute = np.array(compute_kernels(self.graph), dtype=np.intp)
         chosen = set(compute.tolist())
         others = [index for index in range(len(self.graph.kernels)) if index not in chosen]

@@ -254,13 +254,18 @@ def _chains(graph: ReplayGraph) -> list[list[int]]:
 
 
 IDLE = ("exposed_communication_s", "waiting_for_ranks_s", "launch_bound_s", "other_idle_s")
-"""What the next compute kernel was held by where none runs: a transfer on a communication stream;
-a kernel of such a stream that waits for other ranks; its own launch on the host; gaps between
+"""What the next compute kernel was held by where none runs: a transfer, on a communication stream
+or its own; a kernel that waits for other ranks, likewise; its own launch on the host; gaps between
 kernels, room on the SMs, and the ends of the span."""
 
 
 def compute_kernels(graph: ReplayGraph) -> list[int]:
-    """Places of the kernels that are not on a communication stream."""
+    """Places of the kernels that compute. No other kernel of a compute stream does: a collective of
+    its own moves data, and a barrier waits, as on a communication stream."""
+    return [index for index in _of_compute_streams(graph) if graph.roles[index] is Role.COMPUTE]
+
+
+def _of_compute_streams(graph: ReplayGraph) -> list[int]:
     return [
         index
         for index, kernel in enumerate(graph.kernels)
@@ -284,41 +289,56 @@ def _merged(start: Array, end: Array) -> list[tuple[float, float]]:
     return merged
 
 
+def _within(spans: Sequence[tuple[float, float]], since: Seconds, until: Seconds) -> Seconds:
+    """How much of some disjoint spans lies between two times."""
+    return sum(max(0.0, min(last, until) - max(first, since)) for first, last in spans)
+
+
 def idle_time(times: ReplayLog) -> dict[str, Seconds]:
     """Split the time without a compute kernel: {one of IDLE: seconds}.
 
-    Each idle stretch ends with a compute kernel's start. From the moment when everything but the
-    communication it waits for was ready, the stretch is exposed communication, and while a kernel
-    that waits for other ranks runs, waiting for them; before that, from the moment when everything
-    but its launch was ready, it is launch-bound; the rest is none of these.
+    While a compute stream takes part in a collective of its own, and no other computes, that is
+    exposed communication, and while it waits in a barrier, waiting for other ranks. Each stretch in
+    which no compute stream runs anything ends with a kernel's start. From the moment when
+    everything but the communication it waits for was ready, the stretch is exposed communication,
+    and while a kernel that waits for other ranks runs, waiting for them; before that, from the
+    moment when everything but its launch was ready, it is launch-bound; the rest is none of these.
+    Transfers that nothing follows are exposed as well.
     """
     graph = times.graph
-    chosen = compute_kernels(graph)
+    chosen, computing = _of_compute_streams(graph), compute_kernels(graph)
     if not chosen:
         return dict(zip(IDLE, (0.0, 0.0, 0.0, times.span_s), strict=True))
-    waiting = [index for index, role in enumerate(graph.roles) if role is Role.RANK_WAIT]
-    for_ranks = _merged(times.start_s[waiting], times.end_s[waiting])
+    is_barrier = np.array([role is Role.RANK_WAIT for role in graph.roles])
+    is_chosen = np.isin(np.arange(len(graph.kernels)), chosen)
+    barriers, others = (
+        _merged(times.start_s[some], times.end_s[some]) for some in (is_barrier, ~is_chosen)
+    )
+    waits_or_computes = [index for index in chosen if is_barrier[index]] + computing
+    busy_s, waiting_s, computing_s = (
+        union_s(times.start_s[some], times.end_s[some])
+        for some in (chosen, waits_or_computes, computing)
+    )
+    exposed, ranks, launch = busy_s - waiting_s, waiting_s - computing_s, 0.0
     busy = _merged(times.start_s[chosen], times.end_s[chosen])
     order = sorted(chosen, key=lambda index: (times.start_s[index], index))
     first_of: dict[float, int] = {}
     for index in order:
         first_of.setdefault(float(times.start_s[index]), index)
-    exposed = ranks = launch = idle = 0.0
     previous = 0.0
     for begin, stop in busy:
         kernel = first_of[begin]
-        idle += begin - previous
         on_gpu = max(times.stream_ready_s[kernel], times.compute_ready_s[kernel], previous)
         before = max(on_gpu, times.launched_s[kernel])
         until = max(before, times.communication_ready_s[kernel])
         stalled = min(until - before, begin - previous)
-        late = sum(
-            max(0.0, min(last, until) - max(first, until - stalled)) for first, last in for_ranks
-        )
+        late = _within(barriers, until - stalled, until)
         ranks += late
         exposed += stalled - late
         launch += min(max(0.0, times.launched_s[kernel] - on_gpu), begin - previous - stalled)
         previous = stop
-    idle += max(0.0, times.span_s - previous)
-    parts = (exposed, ranks, launch, idle - exposed - ranks - launch)
-    return dict(zip(IDLE, map(float, parts), strict=True))
+    late = _within(barriers, previous, times.span_s)
+    ranks += late
+    exposed += _within(others, previous, times.span_s) - late
+    other = times.span_s - computing_s - exposed - ranks - launch
+    return dict(zip(IDLE, map(float, (exposed, ranks, launch, other)), strict=True))

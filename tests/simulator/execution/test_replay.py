@@ -8,6 +8,7 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from simulator.execution.replay import (
+    IDLE,
     ReplayLog,
     ReplayMachine,
     execute_replay,
@@ -69,6 +70,27 @@ def test_waiting_for_other_ranks_is_told_from_exposed_communication(
     # The first launch is called 10 us before its kernel, and takes 5.
     assert times.call_start_s[0] == pytest.approx(-10 * US)
     assert times.call_end_s[0] == pytest.approx(-5 * US)
+
+
+def test_a_collective_of_the_compute_stream_and_a_transfer_at_the_end_are_exposed(
+    profile: Any, tmp_path: Path
+) -> None:
+    """As on the timeline. The compute stream computes for 400 us, takes part in a collective for
+    200, waits in a barrier for 50, computes for 50, and ends 100 us before a transfer."""
+    profile.launch("first", called=0, at=10, us=400)
+    profile.launch("all_to_all", called=12, at=410, us=406, stream=27)
+    profile.launch("all_reduce", called=16, at=412, us=200)
+    profile.launch("barrier", called=20, at=614, us=50)
+    profile.launch("second", called=24, at=666, us=50)
+    trace = read_kineto(profile.write(tmp_path / "trace.json"))
+    of_name = {"all_to_all": Role.COMMUNICATION, "all_reduce": Role.COMMUNICATION}
+    of_name["barrier"] = Role.RANK_WAIT
+    roles = [of_name.get(kernel.name, Role.COMPUTE) for kernel in trace.kernels]
+    graph = build_replay(trace, roles=roles)
+    assert graph.communication_streams == {27}
+    idle = idle_time(measured_times(graph, trace, MACHINE))
+    found = [idle[name] for name in IDLE]
+    assert found == pytest.approx([300 * US, 50 * US, 0.0, 6 * US], abs=1e-12)
 
 
 def test_recorded_gpu_starts_do_not_matter_only_their_order(
