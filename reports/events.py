@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from hardware_profiles.units import format_seconds
 from reports.perfetto import counter, name_process, name_thread, slice_of, write_trace
+from simulator.analysis.metric import label_of
 from simulator.workload.task_graph import Stream
 
 if TYPE_CHECKING:
@@ -64,8 +65,8 @@ def _beside_timeline(events: Mapping[str, Any]) -> Table:
             format_seconds(events["timeline_step_time_s"]),
         )
     names = {
-        "exposed_communication_s": "exposed communication, mean of ranks",
-        "for_ranks_s": "waiting for other ranks, mean of ranks",
+        "exposed_communication_s": f"{label_of('exposed_communication_s')}, mean of ranks",
+        "for_ranks_s": f"{label_of('waiting_for_ranks_s')}, mean of ranks",
         "before_a_collective_s": "waiting before a transfer, mean",
     }
     for name, label in names.items():

@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 from hardware_profiles.units import format_seconds
 from reports.tables import kernels_rows, published_table
+from simulator.analysis.every_metric import metric_of
+from simulator.analysis.metric import label_of
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -14,39 +16,32 @@ if TYPE_CHECKING:
     from simulator.analysis.fleet_attribution import AttributionRow
     from simulator.scenario.published import PublishedFigure
 
-LATENCIES: Mapping[str, str] = {
-    "ttft_s": "TTFT",
-    "tpot_s": "TPOT",
-    "itl_s": "ITL",
-    "e2e_s": "end to end",
-    "queueing_s": "queueing",
-    "decode_wait_s": "decode wait",
-}
-"""Latencies in the order of tables, with their names."""
+LATENCIES = ("ttft_s", "tpot_s", "itl_s", "e2e_s", "queueing_s", "decode_wait_s")
+"""Latencies in the order of tables."""
 
 LATENCY_COLUMNS = ("mean", "80% interval", "p50", "p90", "p95", "p99", "count")
 
-FIGURES_SHOWN: Mapping[str, str] = {
-    "verdict": "verdict",
-    "nodes": "nodes",
-    "nodes_at_least": "nodes at least",
-    "output_tokens_per_second_per_node": "output tokens/s per decode node",
-    "output_tokens_per_second_per_gpu": "output tokens/s per decode GPU",
-    "input_tokens_per_second_per_node": "input tokens/s per prefill node",
-    "computed_input_tokens_per_second_per_node": "of which computed",
-    "sustained_input_tokens_per_second_per_node": "a saturated prefill node",
-    "prefill_busy_share": "of that: time in passes",
-    "prefill_even_ranks_share": "of that: even ranks",
-    "prefill_full_passes_share": "of that: full passes",
-    "sustained_output_tokens_per_second_per_node": "a decode node at the TPOT limit",
-    "tokens_per_second_per_user": "tokens/s per user",
-    "goodput_requests_per_second": "goodput, requests/s",
-    "prefix_hit_rate": "prefix hits",
-    "kv_occupancy": "KV cache in use",
-    "cost_usd_per_million_output_tokens": "USD per million output tokens",
-    "littles_law_error": "error of Little's law",
-}
-"""Single figures in the order of tables, with their names."""
+FIGURES_SHOWN = (
+    "verdict",
+    "nodes",
+    "nodes_at_least",
+    "output_tokens_per_second_per_node",
+    "output_tokens_per_second_per_gpu",
+    "input_tokens_per_second_per_node",
+    "computed_input_tokens_per_second_per_node",
+    "sustained_input_tokens_per_second_per_node",
+    "prefill_busy_share",
+    "prefill_even_ranks_share",
+    "prefill_full_passes_share",
+    "sustained_output_tokens_per_second_per_node",
+    "tokens_per_second_per_user",
+    "goodput_requests_per_second",
+    "prefix_hit_rate",
+    "kv_occupancy",
+    "cost_usd_per_million_output_tokens",
+    "littles_law_error",
+)
+"""Single figures in the order of tables."""
 
 _OF_TWO_POOLS = (
     "nodes_at_least",
@@ -58,9 +53,6 @@ _OF_TWO_POOLS = (
 )
 """Figures that a colocated pool does not have."""
 
-_FRACTIONS = ("prefix_hit_rate", "kv_occupancy", "utilisation")
-"""Figures that are shares; so is everything whose name ends with _share."""
-
 
 def fleet_run_tables(name: str, metrics: Mapping[str, Any]) -> list[Table]:
     """Latencies, single figures with definitions, pools and published figures of a fleet run."""
@@ -70,24 +62,23 @@ def fleet_run_tables(name: str, metrics: Mapping[str, Any]) -> list[Table]:
     latencies.add_column("latency")
     for column in LATENCY_COLUMNS:
         latencies.add_column(column, justify="right", no_wrap=True)
-    for path, label in LATENCIES.items():
-        latencies.add_row(label, *latency_cells(path, metrics))
+    for path in LATENCIES:
+        latencies.add_row(label_of(path), *latency_cells(path, metrics))
     meanings = Table(show_header=False, box=None)
     meanings.add_column(style="bold", no_wrap=True)
     meanings.add_column(style="dim")
-    for path, label in LATENCIES.items():
-        meanings.add_row(label, metrics["definitions"][path])
+    for path in LATENCIES:
+        meanings.add_row(label_of(path), metrics["definitions"][path])
     meanings.add_row("window", window_text(metrics))
     single = Table()
     single.add_column("figure")
     single.add_column("simulated", justify="right", no_wrap=True)
     single.add_column("80% interval", justify="right", no_wrap=True)
     single.add_column("what it is", style="dim")
-    for path, label in figures_of_pools(metrics).items():
+    for path in figures_of_pools(metrics):
         meaning = metrics["definitions"].get(path, "")
-        single.add_row(
-            label, format_figure(path, metrics[path]), interval_cell(path, metrics), meaning
-        )
+        shown = format_figure(path, metrics[path]), interval_cell(path, metrics)
+        single.add_row(label_of(path), *shown, meaning)
     for key, value in request_counts(metrics["requests"]):
         single.add_row(f"requests {key}", f"{value:,}", "", "")
     single.caption, single.caption_justify = metrics.get("goodput_cliff"), "left"
@@ -138,18 +129,20 @@ def attribution_table(
 
 
 def format_figure(path: str, value: Any) -> str:
-    """A single figure as text; a dash where there was nothing to measure."""
+    """A single figure as text, in the unit of its metric; a dash where there was nothing to
+    measure."""
     if value is None:
         return "-"
     if isinstance(value, str):
         return value
-    if path.endswith("_s"):
+    metric = metric_of(path, "fleet")
+    unit = "" if metric is None else metric.unit
+    if unit == "s":
         return format_seconds(value)
-    if path in _FRACTIONS or path.endswith("_share"):
+    if unit == "share":
         return f"{value:.1%}"
-    if path == "littles_law_error":
-        return f"{value:.1e}"
-    return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.4g}"
+    number = f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.4g}"
+    return f"{number} USD" if unit == "USD" else number
 
 
 def kernels_of_phases(metrics: Mapping[str, Any]) -> list[tuple[str, str]]:
@@ -161,14 +154,10 @@ def kernels_of_phases(metrics: Mapping[str, Any]) -> list[tuple[str, str]]:
     ]
 
 
-def figures_of_pools(metrics: Mapping[str, Any]) -> dict[str, str]:
+def figures_of_pools(metrics: Mapping[str, Any]) -> list[str]:
     """FIGURES_SHOWN that the pools of a run have."""
     colocated = "colocated" in metrics["pools"]
-    return {
-        path: label
-        for path, label in FIGURES_SHOWN.items()
-        if not (colocated and path in _OF_TWO_POOLS)
-    }
+    return [path for path in FIGURES_SHOWN if not (colocated and path in _OF_TWO_POOLS)]
 
 
 def latency_cells(path: str, metrics: Mapping[str, Any]) -> list[str]:

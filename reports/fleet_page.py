@@ -34,6 +34,7 @@ from reports.page import (
 from reports.palette import SERIES
 from reports.tables import changed_text
 from simulator.analysis.fleet_records import FleetRecords, tpot_s, ttft_s
+from simulator.analysis.metric import heading_of, label_of
 from simulator.execution.fleet.log import Column
 from simulator.scenario.files import Scenario
 
@@ -95,8 +96,11 @@ def fleet_page(
     latencies = Table(
         ("latency", *(f"|{column}" for column in LATENCY_COLUMNS)),
         tuple(
-            (Cell(label, under=metrics["definitions"][path]), *latency_cells(path, metrics))
-            for path, label in LATENCIES.items()
+            (
+                Cell(label_of(path), under=metrics["definitions"][path]),
+                *latency_cells(path, metrics),
+            )
+            for path in LATENCIES
         ),
         f"Window: {window_text(metrics)}.",
     )
@@ -104,9 +108,9 @@ def fleet_page(
         ("figure", "|simulated", "|80% interval"),
         (
             *(
-                (Cell(label, under=metrics["definitions"].get(path, "")),
+                (Cell(label_of(path), under=metrics["definitions"].get(path, "")),
                  format_figure(path, metrics[path]), interval_cell(path, metrics))
-                for path, label in figures_of_pools(metrics).items()
+                for path in figures_of_pools(metrics)
             ),
             *(
                 (Cell(f"requests {name}", under="" if number else "each ends exactly once"),
@@ -142,13 +146,10 @@ def _answer(scenario: Scenario, metrics: Mapping[str, Any]) -> Answer:
                note=f"asked for: {format_seconds(limit['ttft_s'])}"),
         Figure("TPOT, p90", *_latency("tpot_s", "p90", metrics),
                note=f"asked for: {format_seconds(limit['tpot_s'])}"),
-        Figure("Output tokens per second per decode node",
-               format_figure("x", metrics["output_tokens_per_second_per_node"]),
-               interval_cell("output_tokens_per_second_per_node", metrics)),
-        Figure("Nodes", format_figure("nodes", metrics["nodes"])),
-        Figure("Cost per million output tokens",
-               f"{format_figure('x', metrics['cost_usd_per_million_output_tokens'])} USD",
-               interval_cell("cost_usd_per_million_output_tokens", metrics)),
+        *(Figure(heading_of(path),
+                 format_figure(path, metrics[path]), interval_cell(path, metrics))
+          for path in ("output_tokens_per_second_per_node", "nodes",
+                       "cost_usd_per_million_output_tokens")),
         Figure("Requests finished", f"{metrics['requests']['finished']:,}",
                note=f"of {metrics['requests']['arrived']:,} that arrived"),
     ]  # fmt: skip
@@ -205,7 +206,7 @@ def latency_chart(metrics: Mapping[str, Any]) -> Lines:
         ChartAxis("time", "s", log=True, low=max(1e-3, largest / 1e5)),
         share_axis("share", low=0.0, high=1.0),
         tuple(
-            Curve(LATENCIES[path], hue, curve["value_s"], curve["share"])
+            Curve(label_of(path), hue, curve["value_s"], curve["share"])
             for (path, curve), hue in zip(curves.items(), SERIES, strict=False)
         ),
         upright=tuple(

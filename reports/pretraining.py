@@ -10,7 +10,9 @@ import numpy as np
 
 from hardware_profiles.units import format_seconds
 from reports.run_directory import write_run
-from reports.tables import format_interval, format_metric, published_table
+from reports.tables import beside_cells, format_metric, published_table
+from simulator.analysis.every_metric import leading
+from simulator.analysis.metric import label_of
 from simulator.scenario.files import write_resolved
 
 if TYPE_CHECKING:
@@ -33,18 +35,6 @@ CAUSES = {
 }
 """What a cause of time is called, and its hue."""
 
-HEADLINES = {
-    "days": "days",
-    "gpu_hours": "GPU-hours",
-    "cost_usd": "cost",
-    "tokens_per_day": "tokens per day",
-    "gpu_hours_per_trillion_tokens": "GPU-hours per trillion tokens",
-    "goodput": "goodput",
-    "mfu_causal": "MFU of the whole run (causal)",
-    "interruptions_per_day": "interruptions per day",
-}
-"""Figures of the first table, in order, and what they are called."""
-
 
 def pretraining_tables(name: str, metrics: Mapping[str, Any]) -> list[Table]:
     """Headlines with intervals, time by cause, phases, and published figures."""
@@ -54,9 +44,9 @@ def pretraining_tables(name: str, metrics: Mapping[str, Any]) -> list[Table]:
     first.add_column("figure")
     for column in ("expected", "80% interval", "nothing fails"):
         first.add_column(column, justify="right", no_wrap=True)
-    for path, label in HEADLINES.items():
+    for path in leading("pretraining"):
         if path in metrics:
-            first.add_row(label, *headline_cells(path, metrics))
+            first.add_row(label_of(path), *headline_cells(path, metrics))
     first.caption = f"{metrics['runs']} runs of different seeds on {metrics['gpus']:,} GPUs"
     first.caption_justify = "left"
     phases = Table(title="phases", title_justify="left")
@@ -99,7 +89,7 @@ def headline_cells(path: str, metrics: Mapping[str, Any]) -> tuple[str, str, str
     alone = metrics["without_failures"].get(path)
     return (
         format_metric(path, metrics[path]),
-        format_interval(path, metrics["interval_80"][path]),
+        beside_cells(metrics, path)[1],
         "" if alone is None else format_metric(path, alone),
     )
 

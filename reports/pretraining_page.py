@@ -33,8 +33,10 @@ from reports.page import (
     published_section,
     scenario_page,
 )
-from reports.pretraining import CAUSES, HEADLINES, headline_cells
+from reports.pretraining import CAUSES, headline_cells
 from reports.tables import changed_text, format_metric
+from simulator.analysis.every_metric import leading
+from simulator.analysis.metric import heading_of, label_of
 from simulator.analysis.pretraining import PretrainingRun
 from simulator.analysis.run import Run
 from simulator.execution.pretraining import RunLog
@@ -71,8 +73,8 @@ def pretraining_page(run: Run[PretrainingRun], metrics: Mapping[str, Any], middl
     figures = Table(
         ("figure", "|expected", "|80% interval", "|nothing fails"),
         tuple(
-            (label, *headline_cells(path, metrics))
-            for path, label in HEADLINES.items()
+            (label_of(path), *headline_cells(path, metrics))
+            for path in leading("pretraining")
             if path in metrics
         ),
         f"{metrics['runs']} runs of different seeds on {metrics['gpus']:,} GPUs.",
@@ -100,8 +102,8 @@ def _answer(run: Run[PretrainingRun], metrics: Mapping[str, Any]) -> Answer:
     value, interval, _ = headline_cells("days", metrics)
     alone = metrics["without_failures"]["days"]
     figures = [
-        Figure(label[:1].upper() + label[1:], *headline_cells(path, metrics)[:2])
-        for path, label in HEADLINES.items()
+        Figure(heading_of(path), *headline_cells(path, metrics)[:2])
+        for path in leading("pretraining")
         if path in metrics and path != "days"
     ]
     beside = {c: s for c, s in metrics["share_by_cause"].items() if c != "training" and s > 0}

@@ -9,6 +9,7 @@ from hardware_profiles.units import format_seconds
 from reports.charts import Span, Spans, merged, shown_in
 from reports.page import Answer, Figure, Page, Section, Table, scenario_page, shares_of
 from reports.tables import changed_text
+from simulator.analysis.metric import heading_of, label_of
 from simulator.scenario.files import Scenario
 
 if TYPE_CHECKING:
@@ -22,15 +23,15 @@ CLASSES = {
 }
 """What a kernel is shown as, in words, and its hue."""
 TIMELINES = ("measured", "simulated")
-_RESULTS = {
-    "span_s": "span",
-    "compute_busy_s": "compute streams busy",
-    "communication_busy_s": "communication streams busy",
-    "exposed_communication_s": "compute waiting for transfers",
-    "waiting_for_ranks_s": "compute waiting for other ranks",
-    "launch_bound_s": "compute waiting for launches",
-    "other_idle_s": "other gaps of compute",
-}
+_RESULTS = (
+    "span_s",
+    "compute_busy_s",
+    "communication_busy_s",
+    "exposed_communication_s",
+    "waiting_for_ranks_s",
+    "launch_bound_s",
+    "other_idle_s",
+)
 _WAITS = ("exposed_communication_s", "waiting_for_ranks_s", "launch_bound_s", "other_idle_s")
 _BASES = {"measured": "green", "scaled": "blue", "predicted": "orange"}
 _MOST_UNMAPPED = 40
@@ -49,7 +50,7 @@ def replay_page(scenario: Scenario, result: Mapping[str, Any], kernels: pd.DataF
     Args:
         kernels: one row per kernel, as `kernel_table` has them.
     """
-    rows = [(name, result["measured"][path], result[path]) for path, name in _RESULTS.items()]
+    rows = [(label_of(path), result["measured"][path], result[path]) for path in _RESULTS]
     measured = Table(
         ("time", "|measured", "|simulated", "|difference"),
         tuple(
@@ -93,14 +94,14 @@ def _answer(scenario: Scenario, result: Mapping[str, Any]) -> Answer:
     busy = result["compute_busy_s"]
     limits = (
         f"Compute: its streams are busy {busy / span:.0%} of the time. Of the rest most is "
-        f"{_RESULTS[waits[0]].removeprefix('compute ')}, {result[waits[0]] / span:.0%}."
+        f"{label_of(waits[0])}, {result[waits[0]] / span:.0%}."
         if span
         else "Nothing: the profile is empty."
     )
     figures = [
-        Figure(name[:1].upper() + name[1:], format_seconds(result[path]),
+        Figure(heading_of(path), format_seconds(result[path]),
                note=f"recorded {format_seconds(result['measured'][path])}")
-        for path, name in _RESULTS.items()
+        for path in _RESULTS
         if path != "span_s"
     ]  # fmt: skip
     return Answer(

@@ -23,6 +23,7 @@ from reports.tables import (
     published_table,
     told_columns,
 )
+from simulator.analysis.every_metric import leading
 from simulator.analysis.published import PublishedRow, metric_at
 from simulator.analysis.validation import coverage_of, median_error
 from simulator.workload.recipes import RECIPES
@@ -65,18 +66,7 @@ def training_run_tables(name: str, metrics: Mapping[str, Any]) -> list[Table]:
 
 def _headline(name: str, metrics: Mapping[str, Any]) -> Table:
     table, rows = Table(title=name, title_justify="left"), []
-    for path in (
-        "step_time_s",
-        "pair_time_s",
-        "tokens_per_day",
-        "tokens_per_second_per_gpu",
-        "tflops_per_gpu_causal",
-        "mfu_causal",
-        "gpu_hours_per_trillion_tokens",
-        "cost_usd_per_trillion_tokens",
-        "bubble_s",
-        "peak_memory_bytes",
-    ):
+    for path in leading("training"):
         label = f"{path} ({metrics['pair_time_kind']})" if path == "pair_time_s" else path
         rows.append((label, format_metric(path, metrics[path]), *beside_cells(metrics, path)))
     told = told_columns(("metric", "expected", "ideal", "80% interval"), rows)

@@ -36,6 +36,8 @@ from reports.tables import (
     causes,
     format_metric,
 )
+from simulator.analysis.every_metric import leading
+from simulator.analysis.metric import heading_of, label_of
 
 _LANES = {
     ("compute", "block"): "compute, by block",
@@ -83,37 +85,33 @@ def training_page(tables: RunTables) -> Page:
 
 def _answer(tables: RunTables) -> Answer:
     metrics = tables.metrics
-    ideal, interval = beside_cells(metrics, "step_time_s")
-    peak, capacity = metrics["peak_memory_bytes"], tables.memory_capacity
-    bubble = max(rank["bubble_s"] for rank in metrics["ranks"])
-    step = metrics["step_time_s"]
-    note = f"ideal ranks {ideal}" if ideal else ""
-    figures = (
-        _figure("Tokens per second per GPU", "tokens_per_second_per_gpu", metrics),
-        _figure("Model TFLOP/s per GPU (causal)", "tflops_per_gpu_causal", metrics),
-        _figure("MFU (causal)", "mfu_causal", metrics),
-        _figure("GPU hours per trillion tokens", "gpu_hours_per_trillion_tokens", metrics),
-        _figure(f"Overlapped pair ({metrics['pair_time_kind']})", "pair_time_s", metrics),
-        Figure("Largest bubble", format_seconds(bubble), note=f"{bubble / step:.1%} of the step"),
-        Figure(
-            "Peak memory of a GPU",
-            format_bytes(peak),
-            beside_cells(metrics, "peak_memory_bytes")[1],
-            f"{peak / capacity:.1%} of {format_bytes(capacity)}",
-        ),
+    step, peak, capacity = (
+        metrics["step_time_s"],
+        metrics["peak_memory_bytes"],
+        tables.memory_capacity,
     )
-    return Answer(
-        Figure("Step time", format_seconds(step), interval, note),
-        figures,
-        limits=_limits(tables),
-        changed=tables.changed,
+    kinds = {"pair_time_s": f" ({metrics['pair_time_kind']})"}
+    notes = {
+        "bubble_s": f"{metrics['bubble_s'] / step:.1%} of the step",
+        "peak_memory_bytes": f"{peak / capacity:.1%} of {format_bytes(capacity)}",
+    }
+    whole, *figures = (
+        _figure(path, metrics, kind=kinds.get(path, ""), note=notes.get(path))
+        for path in leading("training")
     )
+    return Answer(whole, tuple(figures), limits=_limits(tables), changed=tables.changed)
 
 
-def _figure(label: str, path: str, metrics: Mapping[str, Any]) -> Figure:
+def _figure(path: str, metrics: Mapping[str, Any], *, kind: str, note: str | None) -> Figure:
+    """A metric with its interval and, where nothing else is noted, its value of ideal ranks."""
     ideal, interval = beside_cells(metrics, path)
-    note = f"ideal ranks {ideal}" if ideal else ""
-    return Figure(label, format_metric(path, metrics[path]), interval, note)
+    beside = f"ideal ranks {ideal}" if ideal else ""
+    return Figure(
+        f"{heading_of(path)}{kind}",
+        format_metric(path, metrics[path]),
+        interval,
+        beside if note is None else note,
+    )
 
 
 def _limits(tables: RunTables) -> str:
@@ -260,10 +258,7 @@ def budget_chart(tables: RunTables) -> Columns:
 def communication_chart(tables: RunTables) -> Columns:
     """All-to-all time of every rank inside its chunks, with and without compute beside it."""
     ranks = tables.metrics["ranks"]
-    parts = {
-        "hidden_communication_s": ("hidden under compute", "sky"),
-        "exposed_communication_s": ("exposed", "red"),
-    }
+    parts = {"hidden_communication_s": "sky", "exposed_communication_s": "red"}
     largest = max(sum(rank[part] for part in parts) for rank in ranks)
     return Columns(
         "All-to-all of each rank",
@@ -272,8 +267,8 @@ def communication_chart(tables: RunTables) -> Columns:
         shown_in("time", "time", largest),
         "pipeline rank",
         tuple(map(str, range(len(ranks)))),
-        tuple((name, hue, tuple(rank[part] for rank in ranks))
-              for part, (name, hue) in parts.items()),
+        tuple((label_of(part), hue, tuple(rank[part] for rank in ranks))
+              for part, hue in parts.items()),
         height=200.0,
     )  # fmt: skip
 
@@ -419,11 +414,10 @@ def operator_rows(tables: RunTables) -> list[dict[str, Any]]:
 def _provenance(tables: RunTables) -> Section:
     shares = tables.metrics["kernel_time_share"]
     without = tables.metrics["without_all_to_all_slowdown"]
-    names = {"step_time_s": "step time", "pair_time_s": "overlapped pair"}
     slower = Table(
         ("quantity", "|with the slow-down", "|without it"),
-        tuple((name, format_seconds(tables.metrics[path]), format_seconds(without[path]))
-              for path, name in names.items()),
+        tuple((label_of(path), format_metric(path, tables.metrics[path]),
+               format_metric(path, value)) for path, value in without.items()),
         "Dispatch and combine run slower beside compute kernels than alone; the factor is an input "
         "with an interval.",
     )  # fmt: skip

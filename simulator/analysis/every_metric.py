@@ -30,6 +30,11 @@ METRICS: Mapping[str, Mapping[str, Metric]] = {
 """{job: {name: metric}}"""
 
 
+def leading(job: str) -> list[str]:
+    """Names of the metrics that tables and pages of a job's runs begin with, in order."""
+    return [name for name, metric in METRICS[job].items() if metric.leads]
+
+
 def unknown_metric(name: str, known: Collection[str]) -> str:
     """What to say of a name that no metric has."""
     close = closest(name, known)

@@ -58,6 +58,8 @@ class Metric:
     better: Literal["less", "more"] | None
     """None where neither is."""
     meaning: str
+    leads: bool = False
+    """Whether tables and pages of a run begin with it, in the order of its job's metrics."""
 
     @property
     def label(self) -> str:
@@ -77,6 +79,12 @@ def label_of(path: str) -> str:
         else:
             groups.append(_named(part))
     return ", ".join(groups)
+
+
+def heading_of(path: str) -> str:
+    """The same with a capital letter, as it stands by itself."""
+    label = label_of(path)
+    return f"{label[:1].upper()}{label[1:]}"
 
 
 def _named(name: str) -> str:

@@ -2,14 +2,32 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from simulator.analysis.metric import Metric
 
+EXPOSED_COMMUNICATION = Metric(
+    "exposed_communication_s",
+    "s",
+    "less",
+    "time in which a rank's compute stream computes nothing because it waits for a transfer under"
+    " way, one that nothing follows included, or takes part in a collective; gaps between kernels"
+    " are no such time",
+)
+WAITING_FOR_RANKS = Metric(
+    "waiting_for_ranks_s",
+    "s",
+    "less",
+    "time in which a rank can go on only when others have come as far: in a pipeline, to produce"
+    " what it needs or to end their optimizer; before a collective, to begin it",
+)
 EVERY_JOB = (
     Metric(
         "step_time_s",
         "s",
         "less",
         "time of one step: of training, of decode per token round, of a bound",
+        leads=True,
     ),
     Metric(
         "tokens_per_second_per_user",
@@ -45,13 +63,29 @@ EVERY_JOB = (
     ),
 )
 TRAINING = (
-    Metric("tokens_per_day", "tokens/d", "more", "tokens that all GPUs train on per day"),
-    Metric("tokens_per_second_per_gpu", "tokens/s", "more", "tokens trained on per second per GPU"),
+    Metric(
+        "pair_time_s",
+        "s",
+        "less",
+        "time of the overlapped forward and backward pair of a middle rank",
+        leads=True,
+    ),
+    Metric(
+        "tokens_per_day", "tokens/d", "more", "tokens that all GPUs train on per day", leads=True
+    ),
+    Metric(
+        "tokens_per_second_per_gpu",
+        "tokens/s",
+        "more",
+        "tokens trained on per second per GPU",
+        leads=True,
+    ),
     Metric(
         "tflops_per_gpu_causal",
         "TFLOP/s",
         "more",
         "model FLOP per second per GPU, attention counted causally",
+        leads=True,
     ),
     Metric(
         "tflops_per_gpu_non_causal",
@@ -64,6 +98,7 @@ TRAINING = (
         "share",
         "more",
         "model FLOP over the BF16 dense peak, attention counted causally",
+        leads=True,
     ),
     Metric(
         "mfu_non_causal",
@@ -71,19 +106,13 @@ TRAINING = (
         "more",
         "model FLOP over the BF16 dense peak, attention counted in full",
     ),
-    Metric("gpu_hours_per_trillion_tokens", "h", "less", "GPU hours per 10^12 tokens"),
-    Metric("cost_usd_per_trillion_tokens", "USD", "less", "rent of all GPUs per 10^12 tokens"),
+    Metric("gpu_hours_per_trillion_tokens", "h", "less", "GPU hours per 10^12 tokens", leads=True),
     Metric(
-        "pair_time_s",
-        "s",
+        "cost_usd_per_trillion_tokens",
+        "USD",
         "less",
-        "time of the overlapped forward and backward pair of a middle rank",
-    ),
-    Metric(
-        "peak_memory_bytes",
-        "bytes",
-        "less",
-        "memory of the fullest GPU of all pipeline ranks; more where it gets more rows than others",
+        "rent of all GPUs per 10^12 tokens",
+        leads=True,
     ),
     Metric(
         "bubble_s",
@@ -91,6 +120,14 @@ TRAINING = (
         "less",
         "waiting of a pipeline rank for others, for sends and for the slowest optimizer; of the"
         " step, the rank that waits longest",
+        leads=True,
+    ),
+    Metric(
+        "peak_memory_bytes",
+        "bytes",
+        "less",
+        "memory of the fullest GPU of all pipeline ranks; more where it gets more rows than others",
+        leads=True,
     ),
     Metric("kernel_time_share", "share", None, "share of kernel time by where the times come from"),
     Metric(
@@ -161,13 +198,7 @@ TRAINING = (
         "overlapped forward and backward pairs of a pipeline rank",
     ),
     Metric("ranks.optimizer_s", "s", None, "optimizer of a pipeline rank with its collectives"),
-    Metric(
-        "ranks.waiting_for_ranks_s",
-        "s",
-        "less",
-        "of the bubble, waiting for what other ranks had not yet produced, and for the slowest"
-        " optimizer",
-    ),
+    replace(WAITING_FOR_RANKS, name="ranks.waiting_for_ranks_s"),
     Metric(
         "ranks.waiting_for_sends_s",
         "s",
@@ -180,12 +211,7 @@ TRAINING = (
         "less",
         "of the bubble, waiting for the host, where launching all kernels outlasts the pipeline",
     ),
-    Metric(
-        "ranks.exposed_communication_s",
-        "s",
-        "less",
-        "time inside the chunks in which the compute stream waits for an all-to-all",
-    ),
+    replace(EXPOSED_COMMUNICATION, name="ranks.exposed_communication_s"),
     Metric(
         "ranks.hidden_communication_s",
         "s",
@@ -252,18 +278,8 @@ SERVING_STEP = (
     ),
     Metric("tensor_parallel", "GPUs", None, "GPUs that each part of the model is split over"),
     Metric("time_budget_s", "s", None, "parts that an iteration's time consists of"),
-    Metric(
-        "exposed_communication_s",
-        "s",
-        "less",
-        "time in which the compute stream waits for transfers under way",
-    ),
-    Metric(
-        "waiting_for_ranks_s",
-        "s",
-        "less",
-        "time in which a rank waits for others, mean over ranks and draws",
-    ),
+    EXPOSED_COMMUNICATION,
+    WAITING_FOR_RANKS,
     Metric("host_overhead_s", "s", "less", "time of the host between iterations"),
     Metric("kv_cache_bytes_per_token", "bytes", "less", "KV cache of one token in all layers"),
     Metric("kv_cache_tokens_per_gpu", "tokens", "more", "tokens whose KV cache fits into a GPU"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from simulator.analysis.metric import Metric
+from simulator.analysis.step_metrics import EXPOSED_COMMUNICATION, WAITING_FOR_RANKS
 
 COLLECTIVE = (
     Metric("completion_s", "s", "less", "when everything has arrived everywhere"),
@@ -286,18 +287,27 @@ FLEET = (
     Metric("time_series.waiting_decode", "requests", None, "requests that wait for decode"),
 )
 PRETRAINING = (
-    Metric("days", "d", "less", "wall-clock time of the run, mean over its seeds"),
-    Metric("gpu_hours", "h", "less", "GPU-hours of the run; spare nodes are not counted"),
-    Metric("cost_usd", "USD", "less", "rent of the GPUs of the run"),
-    Metric("tokens_per_day", "tokens/d", "more", "tokens trained on per day of the run"),
+    Metric("days", "d", "less", "wall-clock time of the run, mean over its seeds", leads=True),
+    Metric(
+        "gpu_hours", "h", "less", "GPU-hours of the run; spare nodes are not counted", leads=True
+    ),
+    Metric("cost_usd", "USD", "less", "rent of the GPUs of the run", leads=True),
+    Metric(
+        "tokens_per_day", "tokens/d", "more", "tokens trained on per day of the run", leads=True
+    ),
     Metric(
         "gpu_hours_per_trillion_tokens",
         "h",
         "less",
         "GPU-hours per 10^12 tokens, with all that the run loses",
+        leads=True,
     ),
     Metric(
-        "goodput", "share", "more", "time in steps that were kept, at their usual speed, of the run"
+        "goodput",
+        "share",
+        "more",
+        "time in steps that were kept, at their usual speed, of the run",
+        leads=True,
     ),
     Metric(
         "mfu_causal",
@@ -305,8 +315,11 @@ PRETRAINING = (
         "more",
         "model FLOP of all kept steps over the BF16 dense peak for the whole run, attention counted"
         " causally",
+        leads=True,
     ),
-    Metric("interruptions_per_day", "1/d", "less", "failures that stop the run, per day"),
+    Metric(
+        "interruptions_per_day", "1/d", "less", "failures that stop the run, per day", leads=True
+    ),
     Metric("runs", "runs", None, "seeds, each with its own failures and step time"),
     Metric("gpus", "GPUs", None, "GPUs of the run, spare nodes left out"),
     Metric("tokens", "tokens", None, "tokens of a phase or of the run"),
@@ -333,20 +346,15 @@ PRETRAINING = (
 REPLAY = (
     Metric("span_s", "s", "less", "from the start of the first kernel to the end of the last"),
     Metric("measured_span_s", "s", None, "the same in the recording"),
-    Metric("compute_busy_s", "s", None, "time in which a compute stream runs a kernel"),
-    Metric("communication_busy_s", "s", None, "time in which a communication stream runs a kernel"),
+    Metric("compute_busy_s", "s", None, "time in which a compute stream computes"),
     Metric(
-        "exposed_communication_s",
+        "communication_busy_s",
         "s",
-        "less",
-        "time in which the compute streams run nothing because they wait for transfers",
+        None,
+        "time in which a kernel of a communication stream or a collective of a compute stream runs",
     ),
-    Metric(
-        "waiting_for_ranks_s",
-        "s",
-        "less",
-        "the same for kernels that wait for other ranks to begin a transfer with",
-    ),
+    EXPOSED_COMMUNICATION,
+    WAITING_FOR_RANKS,
     Metric(
         "launch_bound_s",
         "s",

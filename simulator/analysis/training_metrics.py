@@ -111,9 +111,8 @@ class RankTimes:
     waiting_for_host_s: Seconds
     """Of the bubble, for the host, where launching all kernels outlasts the pipeline."""
     exposed_communication_s: Seconds
-    """Time inside the chunks in which the compute stream runs nothing because it waits for an
-    all-to-all, or a collective of parameters or gradients. Gaps between kernels are no such
-    time."""
+    """Inside the chunks, as EXPOSED_COMMUNICATION has it: for an all-to-all, or a collective of
+    parameters or gradients."""
     hidden_communication_s: Seconds
     """Time of the same inside the chunks with a compute kernel running."""
 

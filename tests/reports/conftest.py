@@ -115,6 +115,8 @@ def tables() -> RunTables:
         "mfu_causal": 0.404,
         "mfu_non_causal": 0.455,
         "gpu_hours_per_trillion_tokens": 185_000.0,
+        "cost_usd_per_trillion_tokens": 370_000.0,
+        "bubble_s": float(max(run.bubble_s)),
         "pair_time_s": 0.129,
         "pair_time_kind": "reproduced",
         "peak_memory_bytes": sum(memory.values()),

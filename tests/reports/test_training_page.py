@@ -1,12 +1,15 @@
 """The page of a training step."""
 
+from dataclasses import replace
+
 import pytest
 
 from reports.charts import draw
 from reports.drawing import Box
-from reports.page import render_page
+from reports.page import Figure, render_page
 from reports.palette import CAUSES
 from reports.tables import RunTables
+from reports.terminal import training_run_tables
 from reports.training_page import (
     attribution_chart,
     budget_chart,
@@ -18,6 +21,8 @@ from reports.training_page import (
     pipeline_chart,
     training_page,
 )
+from simulator.analysis.every_metric import METRICS
+from simulator.analysis.metric import Metric
 from simulator.analysis.training_attribution import CHUNK_CAUSES, ON_CPU, ORTHOGONALIZE, STATE_CAUSE
 
 
@@ -35,6 +40,33 @@ def test_the_answer_says_the_step_what_was_changed_and_what_limits_it(tables: Ru
         "Bubble 30% of the step; the arithmetic alone, at peak, is 70%. Memory is 72% full on the "
         "fullest rank."
     )
+    assert [(figure.label, figure.value) for figure in answer.figures[:3]] == [
+        ("Pair time (reproduced)", "129 ms"),
+        ("Tokens per day", "1.0 billion"),
+        ("Tokens per second per GPU", "1,500.0"),
+    ]
+
+
+OF_TABLES = {
+    "kernels": {"kind": "engine", "calibration": "a", "measured_on": "b", "gpu": "b", "basis": ""},
+    "published": [],
+    "stages": [],
+    "warnings": [],
+}
+"""What only the terminal shows."""
+
+
+def test_a_metric_that_leads_stands_in_table_and_page_without_a_line_of_its_own(
+    tables: RunTables, monkeypatch
+):
+    share = Metric("bubble_share", "share", "less", "bubble over step time", leads=True)
+    monkeypatch.setitem(METRICS["training"], share.name, share)
+    metrics = {**tables.metrics, "bubble_share": 0.125}
+    assert training_page(replace(tables, metrics=metrics)).answer.figures[-1] == Figure(
+        "Bubble share", "12.50%"
+    )
+    headline = training_run_tables("a run", metrics | OF_TABLES)[0]
+    assert [list(column.cells)[-1] for column in headline.columns] == ["bubble_share", "12.50%"]
 
 
 def test_headline_published_figures_and_inputs_stand_on_the_page(tables: RunTables):
@@ -56,7 +88,7 @@ def test_the_time_budget_stacks_to_the_step_time(tables: RunTables):
     totals = [sum(values) for values in zip(*(v for _, _, v in chart.parts), strict=True)]
     assert totals == pytest.approx([tables.metrics["step_time_s"]] * 4)
     assert [name for name, _, _ in communication_chart(tables).parts] == [
-        "hidden under compute", "exposed",
+        "hidden communication", "exposed communication",
     ]  # fmt: skip
 
 

@@ -5,7 +5,7 @@ import json
 import pytest
 from goldens import GOLDENS, job_of
 
-from simulator.analysis.every_metric import METRICS, metric_of
+from simulator.analysis.every_metric import METRICS, leading, metric_of
 
 GOLDEN = json.loads(GOLDENS.read_text(encoding="utf-8"))
 JOB_OF = {name: job_of(name) for name in GOLDEN}
@@ -41,6 +41,13 @@ def test_a_name_has_one_unit_and_one_better_direction_in_all_jobs():
     assert {name: found for name, found in said.items() if len(found) > 1} == {}
 
 
+@pytest.mark.parametrize("name", ["exposed_communication_s", "waiting_for_ranks_s"])
+def test_what_a_rank_waits_for_means_the_same_in_all_jobs(name):
+    metrics = [m for table in METRICS.values() for m in table.values() if m.name.endswith(name)]
+    assert len(metrics) == 3
+    assert len({(m.unit, m.better, m.meaning) for m in metrics}) == 1
+
+
 @pytest.mark.parametrize(
     ("path", "job", "name"),
     [
@@ -54,3 +61,11 @@ def test_a_name_has_one_unit_and_one_better_direction_in_all_jobs():
 def test_a_path_leads_to_its_metric(path, job, name):
     assert metric_of(path, job).name == name
     assert metric_of("no_such_figure") is None
+
+
+def test_tables_begin_with_the_metrics_that_lead_in_their_order():
+    assert leading("training") == [
+        "step_time_s", "pair_time_s", "tokens_per_day", "tokens_per_second_per_gpu",
+        "tflops_per_gpu_causal", "mfu_causal", "gpu_hours_per_trillion_tokens",
+        "cost_usd_per_trillion_tokens", "bubble_s", "peak_memory_bytes",
+    ]  # fmt: skip

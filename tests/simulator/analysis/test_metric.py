@@ -1,7 +1,7 @@
 """A metric says what it is."""
 
 from simulator.analysis.every_metric import METRICS
-from simulator.analysis.metric import label_of
+from simulator.analysis.metric import heading_of, label_of
 
 
 def test_a_metric_says_its_unit_meaning_and_which_way_is_better():
@@ -24,3 +24,8 @@ def test_a_path_of_the_json_has_words_that_people_use():
         "KV occupancy",
     ]
     assert METRICS["training"]["bubble_s"].label == "bubble"
+
+
+def test_a_heading_is_the_label_with_a_capital():
+    assert heading_of("peak_memory_bytes") == "Peak memory"
+    assert heading_of("ttft_s.p99") == "TTFT, p99"
