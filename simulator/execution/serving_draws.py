@@ -165,7 +165,7 @@ def step_draws(
             axes=gap.shape,
             rank_axis=None,
         )
-        kernels = np.maximum(timeline.end_of(model.graph, passed), step.host_s) + host
+        kernels = np.maximum(timeline.last_end(model.graph, passed), step.host_s) + host
         inputs = {"kernels": kernels} | inputs
     if job.skew.is_none:
         active = step.active_experts

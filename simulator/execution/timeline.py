@@ -108,7 +108,7 @@ def run(
     return Log(graph, gap_s, start_s, end_s, ready_s, done_s)
 
 
-def end_of(graph: TaskGraph, passed: Iterable[tuple[Any, Any, Any, Any]]) -> Any:
+def last_end(graph: TaskGraph, passed: Iterable[tuple[Any, Any, Any, Any]]) -> Any:
     """The end of the last task, of what `in_turn` or `each` yields: what broadcasts to [*axes]."""
     # A stream runs one task at a time, so that its last one ends last.
     last = {task.stream: end for task, (_, _, _, end) in zip(graph.tasks, passed, strict=True)}

@@ -200,7 +200,7 @@ def group_spans(
                 replica_axis=1 if meet else None,
                 teams=ranks.teams,
             )
-            ends = timeline.end_of(blocks.graph, passed)
+            ends = timeline.last_end(blocks.graph, passed)
             parts.append(np.asarray(ends.max(axis=0), dtype=np.float32))
     shape = (len(pipeline_ranks), replicas, patterns, draws)
     return [np.concatenate(parts).reshape(shape) for parts in found]

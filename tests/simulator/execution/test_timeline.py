@@ -10,8 +10,8 @@ from simulator.execution import timeline
 from simulator.execution.timeline import (
     critical_path,
     each,
-    end_of,
     hidden_communication,
+    last_end,
     replay_side_by_side,
     run,
     run_side_by_side,
@@ -142,7 +142,7 @@ def test_neighbours_that_share_a_layer_wait_for_each_other_alone():
         shared, ((took, took) for took in seconds), np.float64(0.0), axes=(4,), rank_axis=0,
         teams={"tensor": 2},
     )  # fmt: skip
-    assert end_of(shared, passed).tolist() == [3.0, 3.0, 5.0, 5.0]
+    assert last_end(shared, passed).tolist() == [3.0, 3.0, 5.0, 5.0]
     every = run(shared, seconds, 0.0, rank_axis=0)
     assert every.end_s[1].tolist() == [5.0] * 4
     # Whatever another axis has, and in each of three samples, whichever axis the ranks are.
@@ -211,7 +211,7 @@ def test_durations_in_turn_end_when_all_at_once_do():
     ranks = seconds[:, None, None] * np.random.default_rng(0).uniform(0.5, 2.0, (40, 3, 4))
     log = run(graph(*tasks), ranks, 0.25, rank_axis=0)
     passed = each(graph(*tasks), zip(ranks, ranks, strict=True), 0.25, axes=(3, 4), rank_axis=0)
-    np.testing.assert_array_equal(end_of(graph(*tasks), passed), log.spans_s)
+    np.testing.assert_array_equal(last_end(graph(*tasks), passed), log.spans_s)
 
 
 @pytest.mark.parametrize("letter", "MW")
