@@ -204,23 +204,21 @@ def cost_graphs(
         lone_keep=lone_keep,
     )
     kernels = _kernels_of(object_key(asked), Keyed((id(costs.kernels_), costs.common_), costs))
+    loads = [key.load for key in graphs]
     every = kernels.with_at(
         asked.sent_at,
         costs.predict(
             [operator for operator, _, _ in asked.sent],
             sms=[count for _, count, _ in asked.sent],
             overlapped=[beside for _, _, beside in asked.sent],
-            load=[
-                key.load
-                for key, one in zip(graphs, asked.graphs, strict=True)
-                for _ in range(one.sent)
-            ],
+            load=[loads[graph] for graph in asked.sent_in],
         ),
     )
     predictions = {}
-    for (key, graph), one in zip(graphs.items(), asked.graphs, strict=True):
-        found = every.part(one.tasks)
-        if one.shared:
+    for number, (key, graph) in enumerate(graphs.items()):
+        tasks = slice(asked.starts[number], asked.starts[number + 1])
+        found = every.part(tasks)
+        if number in asked.shared:
             found = with_collectives(found, graph.task_operators(), costs)
         if key.state is not None:
             of_tasks = graph.task_operators()
@@ -229,7 +227,7 @@ def cost_graphs(
             found = beside_state(
                 found,
                 [(key, operator) for operator in of_tasks],
-                one.alone,
+                asked.alone[tasks],
                 costs,
                 sms=sms - communication_sms,
             )
@@ -242,29 +240,23 @@ _Work: TypeAlias = tuple[Operator, int, bool]
 
 
 @dataclass(frozen=True, slots=True)
-class _OfGraph:
-    """Where a graph stands among the tasks of several."""
-
-    tasks: slice
-    sent: int
-    """How many of them are dispatch and combine."""
-    shared: bool
-    """Whether GPUs that share layers or sequences exchange anything in it."""
-    alone: tuple[bool, ...]
-    """[its tasks], whether it is a kernel with nothing beside it."""
-
-
-@dataclass(frozen=True, slots=True)
 class _Asked:
     """What the tasks of several graphs ask for, one graph after the other, whatever they take."""
 
-    graphs: tuple[_OfGraph, ...]
+    starts: tuple[int, ...]
+    """[graphs + 1], the first task of each, and how many there are."""
+    shared: frozenset[int]
+    """Graphs in which GPUs that share layers or sequences exchange anything."""
     families: tuple[Family, ...]
     """[tasks]"""
+    alone: tuple[bool, ...]
+    """[tasks], whether it is a kernel with nothing beside it."""
     sent: tuple[_Work, ...]
     """Every dispatch and combine."""
     sent_at: NDArray[np.intp]
     """Which of the tasks each of these is."""
+    sent_in: tuple[int, ...]
+    """Which of the graphs each of these is in."""
     kernels: tuple[_Work, ...]
     """All other kernels, those that take the same time once."""
     kernels_at: NDArray[np.intp]
@@ -302,49 +294,52 @@ def _asked_of(
         graphs: with whether each is a pair.
         exchanges: whether tokens travel between GPUs.
     """
-    found: list[_OfGraph] = []
+    starts, shared = [0], []
     families: list[Family] = []
+    alone: list[bool] = []
     sent: dict[int, _Work] = {}
+    sent_in: list[int] = []
     kernels: dict[int, _Work] = {}
-    for lowered, pair in graphs:
+    for number, (lowered, pair) in enumerate(graphs):
         graph = lowered.value
         counts = task_sms(
             graph, pair=pair, sms=sms, communication_sms=communication_sms, lone_keep=lone_keep
         )
-        operators, start = graph.task_operators(), len(families)
+        operators = graph.task_operators()
         beside = [task.overlapped and exchanges for task in graph.tasks]
-        before = len(sent)
-        for place, work in enumerate(zip(operators, counts, beside, strict=True), start):
-            into = sent if work[0].kind in ALL_TO_ALL_KINDS else kernels
-            into[place] = work
+        for place, work in enumerate(zip(operators, counts, beside, strict=True), starts[-1]):
+            if work[0].kind in ALL_TO_ALL_KINDS:
+                sent[place] = work
+                sent_in.append(number)
+            else:
+                kernels[place] = work
         families += map(family_of, operators)
-        found.append(
-            _OfGraph(
-                slice(start, len(families)),
-                len(sent) - before,
-                any(shared_axis(operator) is not None for operator in operators),
-                tuple(
-                    task.stream is Stream.COMPUTE and not with_tokens
-                    for task, with_tokens in zip(graph.tasks, beside, strict=True)
-                ),
-            )
-        )
+        alone += [
+            task.stream is Stream.COMPUTE and not with_tokens
+            for task, with_tokens in zip(graph.tasks, beside, strict=True)
+        ]
+        starts.append(len(families))
+        if any(shared_axis(operator) is not None for operator in operators):
+            shared.append(number)
     # Names and phases of operators are nothing to their times.
-    number: dict[tuple[object, ...], int] = {}
+    numbers: dict[tuple[object, ...], int] = {}
     kernel = [
-        number.setdefault((families[place], operator.sizes, count, with_tokens), len(number))
+        numbers.setdefault((families[place], operator.sizes, count, with_tokens), len(numbers))
         for place, (operator, count, with_tokens) in kernels.items()
     ]
     _, firsts = np.unique(kernel, return_index=True)
     every = tuple(kernels.values())
     return _Asked(
-        tuple(found),
-        tuple(families),
-        tuple(sent.values()),
-        np.array(list(sent), dtype=np.intp),
-        tuple(every[first] for first in firsts.tolist()),
-        np.array(list(kernels), dtype=np.intp),
-        np.array(kernel, dtype=np.intp),
+        starts=tuple(starts),
+        shared=frozenset(shared),
+        families=tuple(families),
+        alone=tuple(alone),
+        sent=tuple(sent.values()),
+        sent_at=np.array(list(sent), dtype=np.intp),
+        sent_in=tuple(sent_in),
+        kernels=tuple(every[first] for first in firsts.tolist()),
+        kernels_at=np.array(list(kernels), dtype=np.intp),
+        kernel=np.array(kernel, dtype=np.intp),
     )
 
 
