@@ -158,11 +158,10 @@ def _run_variant(scenario: Scenario, transport: TransportProfile) -> VariantResu
     rng = np.random.default_rng(scenario.file.seed)
     measured, nvlink = transport.measured, cluster.node.gpu.nvlink_bandwidth
     times = CollectiveTimes.of(measured, nvlink_bandwidth=nvlink) if measured else None
-    works = [
-        work
-        for one in (operation, *job.beside)
-        for work in prepare(one, fabric, transport, times=times, rng=rng)
+    chains = [
+        prepare(one, fabric, transport, times=times, rng=rng) for one in (operation, *job.beside)
     ]
+    works = [work for chain in chains for work in chain]
     env = simpy.Environment()
     network = Network(env, fabric, window=job.merge_share * lower_bound_seconds(works[0], fabric))
     for failure in sorted(failures, key=lambda f: f.at):
@@ -171,12 +170,6 @@ def _run_variant(scenario: Scenario, transport: TransportProfile) -> VariantResu
             network.strike(failure)
         else:
             env.process(_strike_later(env, network, failure))
-    chains: list[list[Work]] = []
-    for work in works:
-        if work.follows:
-            chains[-1].append(work)
-        else:
-            chains.append([work])
     processes = [env.process(perform(env, network, chain)) for chain in chains]
     finished = env.all_of(processes)
     while not finished.triggered and env.peek() < np.inf:

@@ -33,8 +33,6 @@ class Work:
     own_share: float
     kernel_start: Seconds
     """From the call of its kernels to the first byte, and from the last to their end."""
-    follows: bool
-    """Starts when the one before it in the list is done (combine after dispatch)."""
     measured: Prediction | None = None
     """Time alone that rows of the operation say; None where links at their rates make it."""
     copies: Copies | None = None
@@ -50,7 +48,7 @@ def prepare(
     times: CollectiveTimes | None,
     rng: np.random.Generator,
 ) -> list[Work]:
-    """An operation's phases of flows; two works where a combine follows its dispatch.
+    """An operation's phases of flows; two works, one after the other, of a dispatch and combine.
 
     Args:
         times: measured ones of the transport for these GPUs, where it has any.
@@ -102,9 +100,7 @@ def prepare(
         found, start = timed
         phases = [_lasting(phases, found.seconds.item() - start, fabric)]
         start -= min(start, inputs.nvlink_latency)
-        work = Work(
-            operation, operation.name, form, phases, gpus, len(groups), total, own, start, False
-        )
+        work = Work(operation, operation.name, form, phases, gpus, len(groups), total, own, start)
         return [replace(work, measured=found)]
     floor = transport.message_overhead * fabric.inputs.nic_bandwidth
     for phase in phases:
@@ -113,9 +109,7 @@ def prepare(
         if floor > 0:
             phase.flows.wire = np.maximum(phase.flows.wire, floor)
     start = transport.start
-    return [
-        Work(operation, operation.name, form, phases, gpus, len(groups), total, own, start, False)
-    ]
+    return [Work(operation, operation.name, form, phases, gpus, len(groups), total, own, start)]
 
 
 def _as_measured(
@@ -259,7 +253,6 @@ def _prepare_moe(
                 kernel_start=transport.start
                 if form.forwards
                 else low_latency_start(transport, direction, ranks=size, over_nics=over_nics),
-                follows=bool(works),
                 copies=traffic[0],
             )
         )
