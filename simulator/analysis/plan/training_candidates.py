@@ -10,10 +10,10 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from functools import cached_property
 from itertools import product
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
@@ -78,7 +78,9 @@ class Candidate:
     parallel: ParallelLayout = field(repr=False)
     facts: ScheduleFacts = field(repr=False)
     sharding: Sharding = field(repr=False)
-    fullest: int
+    state: tuple[float, float] = field(repr=False)
+    """`state_of_layers` of the usual ones"""
+    fullest: int = 0
     """Of the usual layers, as many as the rank with most holds at least, to fit memory."""
 
 
@@ -252,19 +254,6 @@ def _with_sizes(job: TrainingJob, shape: LayerShape) -> TrainingJob:
     )
 
 
-class _Legal(NamedTuple):
-    """Legal layouts that differ in what is recomputed."""
-
-    shapes: tuple[LayerShape, ...]
-    parallel: ParallelLayout
-    schedule: tuple[str, int | None]
-    zero: int
-    facts: ScheduleFacts
-    sharding: Sharding
-    state: tuple[float, float]
-    """`state_of_layers`"""
-
-
 def candidates(
     layers: LayerFacts, values: Mapping[str, Sequence[object]], lost: Counter[str]
 ) -> list[Candidate]:
@@ -276,37 +265,32 @@ def candidates(
     """
     legal = list(_legal(layers, values, lost))
     # What its state leaves no room for needs no look at what is saved.
-    roomy = []
-    for each, fullest in zip(legal, _fullest(layers, legal, None), strict=True):
-        if fullest < 0:
-            lost[MEMORY] += len(each.shapes)
-        else:
-            roomy.append(each)
-    every = [each._replace(shapes=(shape,)) for each in roomy for shape in each.shapes]
-    found = []
-    for each, fullest in zip(
-        every,
-        _fullest(layers, every, layers.activations({e.shapes[0]: e.parallel for e in every})),
-        strict=True,
-    ):
-        if fullest < 0:
-            lost[MEMORY] += 1
-            continue
-        (shape,), parallel, (name, virtual), zero, facts, sharding, _ = each
-        layout = TrainingLayout(
-            parallel.pp, parallel.ep, parallel.tp, parallel.etp, parallel.cp,
-            shape.micro_batch, name, virtual, zero, shape.recompute,
-        )  # fmt: skip
-        found.append(Candidate(layout, shape, parallel, facts, sharding, fullest))
+    nothing = dict.fromkeys((each.shape for each in legal), (0.0, 0.0))
+    roomy = [
+        each
+        for each, fullest in zip(legal, _fullest(layers, legal, nothing), strict=True)
+        if fullest >= 0
+    ]
+    activations = layers.activations({each.shape: each.parallel for each in roomy})
+    found = [
+        replace(each, fullest=fullest)
+        for each, fullest in zip(roomy, _fullest(layers, roomy, activations), strict=True)
+        if fullest >= 0
+    ]
+    lost[MEMORY] += len(legal) - len(found)
     return found
 
 
 def _fullest(
     layers: LayerFacts,
-    legal: Sequence[_Legal],
-    activations: Mapping[LayerShape, tuple[float, float]] | None,
+    legal: Sequence[Candidate],
+    activations: Mapping[LayerShape, tuple[float, float]],
 ) -> list[int]:
-    """`fewest_on_the_fullest` of each; without activations where None are given."""
+    """`fewest_on_the_fullest` of each.
+
+    Args:
+        activations: as of `LayerFacts.activations`.
+    """
     job, (_, usual) = layers.job, layers.usual
     capacity = layers.scenario.cluster.node.gpu.hbm_capacity - job.memory.reserved
     same: dict[int, list[int]] = {}
@@ -316,9 +300,7 @@ def _fullest(
     for places in same.values():
         own = [legal[place] for place in places]
         state = np.array([one.state for one in own])
-        kept = np.zeros((len(own), 2))
-        if activations is not None:
-            kept = np.array([activations[each.shapes[0]] for each in own])
+        kept = np.array([activations[one.shape] for one in own])
         found[places] = fewest_on_the_fullest(
             own[0].facts,
             each=state[:, 0],
@@ -334,7 +316,7 @@ def _fullest(
 
 def _legal(
     layers: LayerFacts, values: Mapping[str, Sequence[object]], lost: Counter[str]
-) -> Iterator[_Legal]:
+) -> Iterator[Candidate]:
     scenario, job = layers.scenario, layers.job
     inner = ("micro_batch", "schedule", "zero", "recompute")
     every = int(np.prod([len(values[name]) for name in inner]))
@@ -369,7 +351,7 @@ def _of_gpus(
     values: Mapping[str, Sequence[object]],
     recorded: Sequence[str],
     lost: Counter[str],
-) -> Iterator[_Legal]:
+) -> Iterator[Candidate]:
     """The layouts of one way to share out the GPUs."""
     parts = parallel.expert_parts
     stages = [(name, virtual, stages_each(name, virtual)) for name, virtual in _pairs(values)]
@@ -407,7 +389,12 @@ def _of_gpus(
                     lost[DEFERRED] += len(recorded)
                     continue
                 state = layers.state(sharding, shapes[0], parallel)
-                yield _Legal(shapes, parallel, (name, virtual), zero, facts, sharding, state)
+                for shape in shapes:
+                    layout = TrainingLayout(
+                        job.pp, parallel.ep, parallel.tp, parallel.etp, parallel.cp,
+                        micro_batch, name, virtual, zero, shape.recompute,
+                    )  # fmt: skip
+                    yield Candidate(layout, shape, parallel, facts, sharding, state)
 
 
 def _int(value: object) -> int:
