@@ -12,8 +12,9 @@ from numpy.typing import NDArray
 from hardware_profiles.units import Seconds
 from reference_model.trace import ALL_TO_ALL_KINDS, COLLECTIVE_KINDS, Operator
 from simulator.execution import timeline
+from simulator.execution.machine.gpu import GpuLimits
 from simulator.execution.machine.launches import ONE_WAVE, is_product
-from simulator.execution.machine.ranks import MachineLog
+from simulator.execution.machine.ranks import MachineLog, RankWork, run_on_ranks
 from simulator.hardware.kernels.roofline import is_tensor
 from simulator.scenario.events import Channel, EventsInputs
 from simulator.workload.iteration import WIRES
@@ -158,6 +159,24 @@ class GroupRun:
             )
             shares += np.maximum(overlap, 0.0) / length
         return shares
+
+
+def not_contending(name: str, graph: TaskGraph, seconds: Array, gap_s: Seconds) -> GroupRun:
+    """Run with nothing that contends, which is the timeline.
+
+    Args:
+        seconds: [tasks] of every rank.
+    """
+    of_ranks = seconds[:, None]
+    limits = GpuLimits(sms=None, hbm=None)
+    return GroupRun(
+        name=name,
+        machine=run_on_ranks(graph, RankWork(of_ranks, ()), gap_s, limits=limits),
+        alone_s=of_ranks,
+        before_s=np.zeros(len(graph.tasks)),
+        timeline=timeline.run(graph, of_ranks, gap_s, rank_axis=0),
+        channels=(),
+    )
 
 
 def contending(

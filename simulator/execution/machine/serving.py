@@ -24,7 +24,13 @@ from simulator.execution.machine.exchange import (
     normal_transfer,
 )
 from simulator.execution.machine.gpu import GpuLimits
-from simulator.execution.machine.group import GroupRun, RankFactors, alike, meeting_in_transfers
+from simulator.execution.machine.group import (
+    GroupRun,
+    RankFactors,
+    alike,
+    meeting_in_transfers,
+    not_contending,
+)
 from simulator.execution.machine.launches import hbm_rate, kernel_launches, launch_sms
 from simulator.execution.machine.ranks import (
     GroupTransfer,
@@ -84,21 +90,10 @@ def run_layers(step: ServingStep, inputs: EventsInputs, channels: Collection[Cha
             then the whole iteration.
     """
     kept = tuple(channel for channel in CHANNELS if channel in channels)
-    return _Layers(step, inputs, kept).run() if kept else _as_the_timeline(step)
-
-
-def _as_the_timeline(step: ServingStep) -> GroupRun:
-    graph, gap = step.log.graph, step.model.job.gap.value
-    seconds = step.times.seconds[step.model.places][:, None]
-    machine = run_on_ranks(graph, RankWork(seconds, ()), gap, limits=GpuLimits(sms=None, hbm=None))
-    return GroupRun(
-        name=graph.name,
-        machine=machine,
-        alone_s=seconds,
-        before_s=np.zeros(len(graph.tasks)),
-        timeline=timeline.run(graph, seconds, gap, rank_axis=0),
-        channels=(),
-    )
+    if kept:
+        return _Layers(step, inputs, kept).run()
+    graph, seconds = step.log.graph, step.times.seconds[step.model.places]
+    return not_contending(graph.name, graph, seconds, step.model.job.gap.value)
 
 
 class _Layers:

@@ -20,7 +20,13 @@ from reference_model.trace import ALL_TO_ALL_KINDS, Operator
 from simulator.execution import timeline
 from simulator.execution.machine.exchange import copy_rates, normal_transfer
 from simulator.execution.machine.gpu import GpuLimits
-from simulator.execution.machine.group import GroupRun, RankFactors, alike, meeting_in_transfers
+from simulator.execution.machine.group import (
+    GroupRun,
+    RankFactors,
+    alike,
+    meeting_in_transfers,
+    not_contending,
+)
 from simulator.execution.machine.launches import (
     hbm_rate,
     kernel_launches,
@@ -57,7 +63,9 @@ def run_group(
         channels: what contends or differs; none for the timeline's own prices and ideal ranks.
     """
     kept = tuple(channel for channel in CHANNELS if channel in channels)
-    return _contending(run, chunk, kept) if kept else _as_the_timeline(run, chunk)
+    if kept:
+        return _contending(run, chunk, kept)
+    return not_contending(str(chunk.key), chunk.log.graph, chunk.cost.seconds, run.job.gap.value)
 
 
 def contending_step_s(run: TrainingRun, channels: Collection[Channel]) -> Seconds:
@@ -81,20 +89,6 @@ def contending_step_s(run: TrainingRun, channels: Collection[Channel]) -> Second
         staggered=job.optimizer.post_validation,
     )
     return replace(step, pipeline=pipeline).step_time_s
-
-
-def _as_the_timeline(run: TrainingRun, chunk: ChunkRun) -> GroupRun:
-    graph, gap = chunk.log.graph, run.job.gap.value
-    seconds = chunk.cost.seconds[:, None]
-    machine = run_on_ranks(graph, RankWork(seconds, ()), gap, limits=GpuLimits(sms=None, hbm=None))
-    return GroupRun(
-        name=str(chunk.key),
-        machine=machine,
-        alone_s=seconds,
-        before_s=np.zeros(len(graph.tasks)),
-        timeline=timeline.run(graph, seconds, gap, rank_axis=0),
-        channels=(),
-    )
 
 
 def _contending(run: TrainingRun, chunk: ChunkRun, channels: tuple[Channel, ...]) -> GroupRun:
