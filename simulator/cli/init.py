@@ -11,9 +11,9 @@ from simulator.cli.completion import (
     calibration_names,
     cluster_names,
     gpu_names,
-    model_names,
     schedule_names,
 )
+from simulator.cli.options import Gpu, Gpus, Model
 
 init_app = typer.Typer(
     help="Write a short file of your own to start from, with a comment on every line.",
@@ -142,18 +142,10 @@ def init_cluster(
 def init_training(
     path: NewFile,
     batch: Annotated[int, typer.Option(min=1, help="Sequences of one optimizer step.")],
-    model: Annotated[
-        str,
-        typer.Option(
-            help="A shipped model, or a path to its config.json.", autocompletion=model_names
-        ),
-    ] = "deepseek_v3",
+    model: Model = "deepseek_v3",
     sequence: Annotated[int, typer.Option(min=1, help="Tokens of one sequence.")] = 4096,
-    gpu: Annotated[
-        str | None,
-        typer.Option(help="A shipped GPU, h100 for short, a path.", autocompletion=gpu_names),
-    ] = None,
-    gpus: Annotated[int | None, typer.Option(min=1, help="Of the whole job.")] = None,
+    gpu: Gpu = None,
+    gpus: Gpus = None,
     cluster: Annotated[
         str | None,
         typer.Option(

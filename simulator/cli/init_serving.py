@@ -9,11 +9,11 @@ import typer
 
 from simulator.cli.completion import cluster_names, gpu_names
 from simulator.cli.init import NewFile, check_new, init_app, write_new
+from simulator.cli.options import Model
 from simulator.cli.service import (
     Cached,
     KvCache,
     LengthCv,
-    Model,
     Output,
     Prompt,
     Rate,

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from simulator.cli.completion import settings
+from simulator.cli.completion import gpu_names, model_names, settings
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -19,6 +19,15 @@ if TYPE_CHECKING:
 PIPE_COLUMNS = 100
 """Width of tables where standard output is no terminal."""
 
+Model = Annotated[
+    str,
+    typer.Option(help="A shipped model, or a path to its config.json.", autocompletion=model_names),
+]
+Gpu = Annotated[
+    str | None,
+    typer.Option(help="A shipped GPU, h100 for short, a path.", autocompletion=gpu_names),
+]
+Gpus = Annotated[int | None, typer.Option(min=1, help="Of the whole job.")]
 Changes = Annotated[
     list[str] | None,
     typer.Option(
@@ -31,8 +40,6 @@ Changes = Annotated[
 Json = Annotated[
     bool, typer.Option("--json", help="Print one JSON object on stdout and nothing else.")
 ]
-
-
 Out = Annotated[
     Path | None,
     typer.Option(help="Directory for a page and its figures. Default: none, tables alone."),

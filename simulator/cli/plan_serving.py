@@ -10,11 +10,10 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from simulator.cli.completion import cluster_names, gpu_names
-from simulator.cli.options import Json, print_tables
+from simulator.cli.options import Json, Model, print_tables
 from simulator.cli.progress import Shown, progress
 from simulator.cli.service import (
     KvCache,
-    Model,
     Rate,
     Recipe,
     Tpot,

@@ -14,11 +14,10 @@ import typer
 from simulator.cli.completion import (
     calibration_names,
     cluster_names,
-    gpu_names,
     model_names,
     scenario_names,
 )
-from simulator.cli.options import Changes, Json, print_tables
+from simulator.cli.options import Changes, Gpu, Gpus, Json, print_tables
 from simulator.cli.progress import progress
 
 if TYPE_CHECKING:
@@ -50,11 +49,8 @@ def plan_training_command(
             autocompletion=model_names,
         ),
     ] = None,
-    gpu: Annotated[
-        str | None,
-        typer.Option(help="A shipped GPU, h100 for short, a path.", autocompletion=gpu_names),
-    ] = None,
-    gpus: Annotated[int | None, typer.Option(min=1, help="Of the whole job.")] = None,
+    gpu: Gpu = None,
+    gpus: Gpus = None,
     cluster: Annotated[
         str | None, typer.Option(help="In the place of --gpu.", autocompletion=cluster_names)
     ] = None,

@@ -6,15 +6,9 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from simulator.cli.completion import model_names
-
 if TYPE_CHECKING:
     from simulator.scenario.starting_serving import Service, ServingMachine
 
-Model = Annotated[
-    str,
-    typer.Option(help="A shipped model, or a path to its config.json.", autocompletion=model_names),
-]
 Rate = Annotated[float | None, typer.Option(help="Requests per second, Poisson.")]
 Prompt = Annotated[int, typer.Option(min=1, help="Tokens of a prompt.")]
 Output = Annotated[int, typer.Option(min=1, help="Tokens of an answer.")]
