@@ -6,6 +6,7 @@ from pydantic import BeforeValidator, Field, model_validator
 
 from hardware_profiles.estimates import Estimate, SlowdownEstimate, TimeEstimate
 from hardware_profiles.fields import BandwidthValue, Count, Profile, Ratio, TimeValue
+from hardware_profiles.profile_files import achieved_rates
 
 
 class OverlapProfile(Profile):
@@ -136,11 +137,18 @@ class AllToAllProfile(Profile):
         return self
 
 
+def _of_named(given: object) -> object:
+    """The share of NICs that the transport of a name achieves; a number is none."""
+    if isinstance(given, str) and not given.replace(".", "", 1).isdigit():
+        return achieved_rates(given)["nic"]
+    return given
+
+
 class TransferProfile(Profile):
     """What transfers achieve: payload over a link's datasheet rate, at most 1."""
 
-    nic: Estimate
-    """Payload that a NIC carries over its line rate."""
+    nic: Annotated[Estimate, BeforeValidator(_of_named)]
+    """Payload that a NIC carries over its line rate; the name of a transport stands for its own."""
     nvlink: Estimate
     """Payload that NVLink carries over its line rate."""
     nic_by_mean: Estimate | None = None

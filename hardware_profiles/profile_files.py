@@ -53,6 +53,33 @@ def read_profile(kind: Kind, name_or_path: str) -> tuple[Raw, str]:
     return _completed(files_beside(raw, path)) if kind == "calibrations" else raw, where
 
 
+def achieved_rates(transport: str) -> Raw:
+    """What a transport, by shipped name or path, achieves of the links' rates; of NICs that it has
+    no rows of, what the transport that it names does.
+
+    Raises ValueError for an unknown one, and for a name of one that names another itself.
+    """
+    achieved, where = _achieved(transport)
+    named = achieved.get("nic")
+    if not isinstance(named, str):
+        return achieved
+    nic = _achieved(named)[0].get("nic")
+    if isinstance(nic, str):
+        raise ValueError(
+            f"{where}: achieved.nic: {named} names {nic} itself; allowed: a transport that states "
+            "what its NICs achieve"
+        )
+    return achieved | {"nic": nic}
+
+
+def _achieved(transport: str) -> tuple[Raw, str]:
+    raw, where = read_profile("transports", transport)
+    achieved = raw.get("achieved")
+    if not isinstance(achieved, dict):
+        raise ValueError(f"{where}: achieved: {achieved!r}; allowed: nic and nvlink, each a share")
+    return achieved, where
+
+
 _NAMING_FILES = ("collectives", "normal_kernels", "low_latency_kernels")
 """Fields of a calibration that name a file of transfers."""
 

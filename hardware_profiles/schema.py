@@ -39,7 +39,7 @@ from hardware_profiles.fields import (
     to_profile,
 )
 from hardware_profiles.measured_collectives import MeasuredCollectives
-from hardware_profiles.profile_files import known_profiles, read_profile
+from hardware_profiles.profile_files import achieved_rates, known_profiles, read_profile
 
 Dtype = Literal[
     "fp8_e4m3",
@@ -554,7 +554,7 @@ def override_calibration(raw: Raw, overrides: Mapping[str, Any], *, where: str) 
     transport = resolved.get("transfers")
     if isinstance(transport, str):
         load_transport(transport)
-        resolved["transfers"] = read_profile("transports", transport)[0]["achieved"]
+        resolved["transfers"] = achieved_rates(transport)
     rest = {path: value for path, value in overrides.items() if path != "transfers"}
     return _keep_stated(raw, apply_overrides(resolved, rest, where=where), _ROWS_HOLD)
 

@@ -3,8 +3,9 @@
 import pytest
 from pydantic import ValidationError
 
-from hardware_profiles.calibration_parts import BesideCompute, FitProfile
-from hardware_profiles.schema import load_calibration
+from hardware_profiles.calibration_parts import BesideCompute, FitProfile, TransferProfile
+from hardware_profiles.profile_files import known_profiles, read_profile
+from hardware_profiles.schema import load_calibration, load_transport
 
 
 def test_gpus_that_a_token_reaches_on_one_node_are_needed():
@@ -49,3 +50,31 @@ def test_what_a_file_says_of_a_shape_without_rows_holds_beside_rows_where_nothin
         family | {"kernel_set": "made_up", "rows": 4, "widths": written}
     )
     assert fit.widths == read
+
+
+WHOLE = {"value": 1.0, "low": 1.0, "high": 1.0, "source": "by definition"}
+
+
+def test_the_name_of_a_transport_stands_for_what_its_nics_achieve():
+    deepep = load_transport("deepep_h800").achieved.nic
+    assert TransferProfile(nic="deepep_h800", nvlink=WHOLE).nic == deepep
+    # Of one that names another itself.
+    assert TransferProfile(nic="nccl_h200_sxm", nvlink=WHOLE).nic == deepep
+    calibration = load_calibration("h800_sxm", {"transfers": "nccl_h200_sxm"})
+    assert calibration.transfers.nic == deepep
+    with pytest.raises(ValidationError, match="unknown transport 'deepep_h80'; did you mean"):
+        TransferProfile(nic="deepep_h80", nvlink=WHOLE)
+    with pytest.raises(ValidationError, match=r"'0\.9' has no interval"):
+        TransferProfile(nic="0.9", nvlink=WHOLE)
+
+
+def test_a_nics_rate_has_one_home_among_the_shipped_transports():
+    """No two of them state it, but for the ideal one."""
+    rates = {name: load_transport(name).achieved.nic for name in known_profiles("transports")}
+    assert {rate.value for name, rate in rates.items() if name != "ideal"} == {0.935}
+    stated = [
+        name
+        for name in rates
+        if isinstance(read_profile("transports", name)[0]["achieved"]["nic"], dict)
+    ]
+    assert stated == ["deepep_h800", "ideal"]

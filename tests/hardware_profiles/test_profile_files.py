@@ -3,7 +3,7 @@
 import pytest
 import yaml
 
-from hardware_profiles.profile_files import read_profile
+from hardware_profiles.profile_files import achieved_rates, read_profile
 from hardware_profiles.schema import load_calibration, load_gpu
 
 
@@ -67,3 +67,18 @@ def test_a_field_that_no_shipped_calibration_can_give_is_named_with_a_file_that_
         match=r"are missing; hardware_profiles/calibrations/h800_sxm.yaml shows",
     ):
         load_calibration(str(path))
+
+
+def test_a_transport_may_name_one_that_states_what_its_nics_achieve_and_no_other(tmp_path):
+    stated, named = tmp_path / "stated.yaml", tmp_path / "named.yaml"
+    stated.write_text("achieved: {nic: {value: 0.5}, nvlink: {value: 0.7}}")
+    named.write_text(f"achieved: {{nic: {stated}, nvlink: {{value: 0.6}}}}")
+    assert achieved_rates(str(named)) == {"nic": {"value": 0.5}, "nvlink": {"value": 0.6}}
+    named.write_text(f"achieved: {{nic: {named}, nvlink: {{value: 0.6}}}}")
+    with pytest.raises(
+        ValueError, match=r"named\.yaml: achieved\.nic: .* names .* itself; allowed"
+    ):
+        achieved_rates(str(named))
+    named.write_text("name: mine")
+    with pytest.raises(ValueError, match=r"achieved: None; allowed: nic and nvlink, each a share"):
+        achieved_rates(str(named))
