@@ -45,10 +45,11 @@ OVERLAPPED_PAIR = "whole/overlapped_pair"
 _MILLI = 1e-3
 _FEWEST = 5
 """Repetitions that are timed whatever they take."""
-_TURNS = 6
-"""Into how many turns the repetitions fall, with a sample of the host after each."""
-_SLEEP_CYCLES = 400_000_000
-"""Of the GPU's clock, about 0.2 s: longer than the host takes to launch any step."""
+_HOST_SAMPLES = 16
+"""Fewest of the host's launches, in turns with the repetitions: a host keeps no pace, and the
+median of the three that count of six was off by half once."""
+_SLEEP_CYCLES_PER_S = 2.0e9
+"""Of the GPU's clock, about."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -200,10 +201,14 @@ def time_step(step: Callable[[], object], *, duration_s: float, host: bool = Fal
     launches: list[float] = []
     begun = time.monotonic()
     with watch() as samples:
-        while len(spans) < 2 * _FEWEST or time.monotonic() - begun < duration_s:
-            spans += _spans(step, duration_s / _TURNS if host else duration_s)
+        while (
+            len(spans) < 2 * _FEWEST
+            or len(launches) < _HOST_SAMPLES * host
+            or time.monotonic() - begun < duration_s
+        ):
+            spans += _spans(step, duration_s / _HOST_SAMPLES if host else duration_s)
             if host:
-                launches.append(_host_seconds(step))
+                launches.append(_host_seconds(step, busy_s=2 * spans[-1]))
     settled, seen = spans[len(spans) // 2 :], samples[len(samples) // 2 :]
     return Timed(
         statistics.median(settled),
@@ -229,10 +234,11 @@ def _spans(step: Callable[[], object], duration_s: float) -> list[float]:
     return [a.elapsed_time(b) * _MILLI for a, b in pairwise(marks)]
 
 
-def _host_seconds(step: Callable[[], object]) -> float:
-    """Time the host takes to launch a step while the GPU is busy with something else."""
+def _host_seconds(step: Callable[[], object], *, busy_s: float) -> float:
+    """Time the host takes to launch a step while the GPU is busy with something else, for about
+    busy_s: longer than launching takes, which is at most what a step takes."""
     torch.cuda.synchronize()
-    torch.cuda._sleep(_SLEEP_CYCLES)  # type: ignore[no-untyped-call]
+    torch.cuda._sleep(round(busy_s * _SLEEP_CYCLES_PER_S))  # type: ignore[no-untyped-call]
     begun = time.perf_counter()
     step()
     return time.perf_counter() - begun

@@ -86,6 +86,9 @@ def test_another_gpus_operators_are_restated_and_its_shipped_tables_stand_beside
         ("h100_sxm_4", "decode_step four_layers 16 x 4096 graph", -0.0118),
         ("h200_sxm_5", "decode_step four_layers 16 x 2048 graph", -0.0103),
         ("h200_sxm_5", "decode_step four_layers 16 x 4096 graph", -0.0035),
+        ("h200_sxm_7", "decode_step four_layers 128 x 4096 graph", 0.0102),
+        ("h200_sxm_7", "decode_step many_experts 48 x 3000 graph", -0.0185),
+        ("h200_sxm_7", "decode_step off_the_grid 96 x 6000 graph", -0.0165),
     ],
 )
 def test_a_decode_step_is_simulated_from_operators_timed_where_they_stand_in_it(
@@ -98,16 +101,19 @@ def test_a_decode_step_is_simulated_from_operators_timed_where_they_stand_in_it(
 
 
 @pytest.mark.parametrize(
-    ("label", "error"),
+    ("lease", "label", "error"),
     [
-        ("train_step four_layers 1 x 4096 graph", 0.0132),
-        ("train_step four_layers 1 x 4096 eager", 0.0049),
-        ("train_microbatch four_layers 1 x 4096 graph", -0.0077),
+        ("h200_sxm_6", "train_step four_layers 1 x 4096 graph", 0.0132),
+        ("h200_sxm_6", "train_step four_layers 1 x 4096 eager", 0.0049),
+        ("h200_sxm_6", "train_microbatch four_layers 1 x 4096 graph", -0.0077),
+        ("h200_sxm_7", "train_step four_layers 1 x 4096 graph", 0.0081),
+        ("h200_sxm_7", "train_microbatch off_the_grid 1 x 3000 graph", -0.0061),
+        ("h200_sxm_7", "prefill many_experts 2 x 2048 graph", -0.0377),
     ],
 )
-def test_a_training_step_is_simulated_with_the_operators_of_its_optimizer(label, error):
-    """The aim is 3%, which was predicted before the lease."""
-    (step,) = (s for s in read_steps(TABLES / "h200_sxm_6.csv") if s.label == label)
+def test_a_step_of_much_work_is_simulated_from_operators_of_its_lease(lease, label, error):
+    """The aim is 3%, which was predicted before the leases; one prefill misses it."""
+    (step,) = (s for s in read_steps(TABLES / f"{lease}.csv") if s.label == label)
     simulated = predict(scenario_of(step, step.lease), optimizer=step.job == "train_step")
     assert simulated.seconds / step.seconds - 1 == pytest.approx(error, abs=2e-4)
 
