@@ -34,7 +34,7 @@ from simulator.execution.timeline import ROUNDING, hidden_communication, waiting
 from simulator.execution.training import TrainingRun, TrainingStep
 from simulator.execution.training_chunks import ChunkKey
 from simulator.execution.training_draws import TrainingDraws, draw_step
-from simulator.hardware.network.clusters import nvlink_domains
+from simulator.hardware.network.clusters import idle_nodes_text
 from simulator.hardware.network.fabric_load import NO_LIMIT, FabricLoad
 from simulator.hardware.prediction import PROVENANCES
 from simulator.scenario.training import TrainingJob
@@ -333,7 +333,6 @@ def training_metrics(
         and any(figure.metric == "pair_time_s" for figure in run.scenario.file.published)
         and of_pair["extrapolated"] + of_pair["modelled"] == 0.0
     )
-    domains = nvlink_domains(cluster, group=job.ep)
     counts = step.counts
     of_chunks = [step.chunks[key].cost for key in counts]
     metrics: dict[str, Any] = figures | {
@@ -359,7 +358,7 @@ def training_metrics(
                 ),
             ),
         },
-        "idle_nodes": str(domains) if domains.idle_nodes else None,
+        "idle_nodes": idle_nodes_text(cluster, group=job.ep),
         "nvlink_domains": run.layout.in_domains if run.costs.sharing else None,
         "transfers": transfer_limits(run),
         **(

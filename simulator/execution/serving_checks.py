@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from hardware_profiles.schema import CalibrationProfile, ClusterProfile
 from reference_model.config import ModelConfig
-from simulator.hardware.network.clusters import nvlink_domains
+from simulator.hardware.network.clusters import gpus_per_domain
 from simulator.hardware.network.routing import parse_failure
 from simulator.scenario.serving import ServingStepJob
 from simulator.workload.experts import check_slots
@@ -31,7 +31,7 @@ def _check_sizes(job: ServingStepJob, *, config: ModelConfig, cluster: ClusterPr
     domain = joined_gpus(cluster)
     for name in ("attention_tp", "expert_tp"):
         size = getattr(job, name)
-        if size > domain and size % nvlink_domains(cluster, group=size).gpus_each:
+        if size > domain and size % gpus_per_domain(cluster, group=size):
             raise ValueError(
                 f"{name} {size}: allowed: at most the {domain} GPUs that NVLink "
                 "joins, or a multiple of them"

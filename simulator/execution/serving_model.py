@@ -34,7 +34,7 @@ from simulator.execution.serving_checks import (
     joined_gpus,
 )
 from simulator.hardware.costs import KernelCostModel
-from simulator.hardware.network.clusters import nvlink_domains
+from simulator.hardware.network.clusters import gpus_per_domain
 from simulator.hardware.network.fabric_load import FabricLoad, Pattern, all_to_all_load
 from simulator.hardware.network.groups import Reach
 from simulator.hardware.network.transfers import Transfers
@@ -155,7 +155,7 @@ class ServingModel:
     def nvlink_domain(self) -> int:
         """GPUs of the deployment in the NVLink domain that has the fewest of them, which sends the
         most copies beyond it."""
-        each = nvlink_domains(self.cluster, group=self.job.gpus).gpus_each
+        each = gpus_per_domain(self.cluster, group=self.job.gpus)
         return min(domain_parts(self.job.gpus, each))
 
     @property
@@ -257,7 +257,7 @@ def _reach(
     return expert_reach(
         placement.slots[0],
         config=config,
-        parts=domain_parts(job.gpus, nvlink_domains(cluster, group=job.gpus).gpus_each),
+        parts=domain_parts(job.gpus, gpus_per_domain(cluster, group=job.gpus)),
         seed=seed,
     )
 
@@ -465,7 +465,7 @@ def _kinds(job: ServingStepJob, config: ModelConfig) -> tuple[str, ...]:
 
 def _nodes(ranks: int, cluster: ClusterProfile) -> int:
     """Nodes that hold the ranks; GPUs that NVLink joins are as good as one."""
-    return max(1, -(-ranks // nvlink_domains(cluster, group=ranks).gpus_each))
+    return max(1, -(-ranks // gpus_per_domain(cluster, group=ranks)))
 
 
 def _over_nvlink(

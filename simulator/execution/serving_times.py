@@ -22,7 +22,7 @@ from hardware_profiles.schema import load_gpu
 from reference_model.trace import ALL_TO_ALL_KINDS, Operator
 from simulator.execution.serving_model import EXPERT_LAYERS, ServingModel
 from simulator.hardware.kernels.families import family_of
-from simulator.hardware.network.clusters import nvlink_domains
+from simulator.hardware.network.clusters import gpus_per_domain
 from simulator.hardware.network.groups import Domains
 from simulator.hardware.network.transfers import exchange_sms
 from simulator.hardware.prediction import (
@@ -224,7 +224,7 @@ def _collective_time(
     else:
         gathered = float(operator.bytes_written)
     load = model.tp_loads.get(ranks)
-    inside = ranks if load is None else nvlink_domains(model.cluster, group=ranks).gpus_each
+    inside = ranks if load is None else gpus_per_domain(model.cluster, group=ranks)
     group = Domains(domains=ranks // inside, fewest=inside, most=inside)
     return model.transfers.collective(
         "all_gather" if gathers else "reduce_scatter",

@@ -35,7 +35,7 @@ from simulator.execution.training_chunks import ChunkKey, run_chunks
 from simulator.execution.training_fabric import collective_groups, step_loads
 from simulator.hardware.costs import COST_MODELS, KernelCostModel
 from simulator.hardware.kernels.completed import completed_kernels, price_side_by_side
-from simulator.hardware.network.clusters import nvlink_domains
+from simulator.hardware.network.clusters import gpus_per_domain
 from simulator.hardware.power_state import rows_for
 from simulator.scenario.files import Scenario, by_name, check_names
 from simulator.scenario.training import TrainingJob
@@ -110,7 +110,7 @@ def training_layout(scenario: Scenario, job: TrainingJob) -> ParallelLayout:
     group = lcm(split.tensor, job.ep * split.expert_tensor)
     return ParallelLayout(
         gpus=scenario.cluster.gpus,
-        gpus_per_domain=nvlink_domains(scenario.cluster, group=group).gpus_each,
+        gpus_per_domain=gpus_per_domain(scenario.cluster, group=group),
         pp=job.pp,
         ep=job.ep,
         routed_experts=scenario.model.n_routed_experts,

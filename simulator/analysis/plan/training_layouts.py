@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from reference_model.trace import RECOMPUTATIONS, Split
-from simulator.hardware.network.clusters import nvlink_domains
+from simulator.hardware.network.clusters import gpus_per_domain
 from simulator.scenario.files import Scenario
 from simulator.scenario.training import TrainingJob
 from simulator.workload.layout import model_layers
@@ -107,7 +107,7 @@ def axis_values(
         )
     job, model, gpus = scenario.job_as(TrainingJob), scenario.model, scenario.cluster.gpus
     layers = len(model_layers(model))
-    joined = nvlink_domains(scenario.cluster, group=gpus).gpus_each
+    joined = gpus_per_domain(scenario.cluster, group=gpus)
     near = _divisors(gpus, most=min(joined, gpus))
     powers = tuple(2**n for n in range(MOST_SEQUENCES.bit_length()))
     usual: dict[str, tuple[object, ...]] = {

@@ -41,7 +41,7 @@ from hardware_profiles.schema import CalibrationProfile, ClusterProfile, GpuProf
 from hardware_profiles.tables import Measurement
 from hardware_profiles.units import Bytes, Seconds
 from reference_model.trace import ALL_TO_ALL_KINDS, Operator
-from simulator.hardware.network.clusters import nvlink_domains
+from simulator.hardware.network.clusters import gpus_per_domain
 from simulator.hardware.network.fabric_load import FabricLoad
 from simulator.hardware.network.groups import Reach
 from simulator.hardware.network.normal_law import NormalLaw
@@ -124,7 +124,7 @@ class AllToAllModel:
             raise ValueError(f"expert-parallel ranks: {ranks} is not allowed: 1 or more")
         self.cluster = cluster
         self.calibration = calibration
-        per_domain = nvlink_domains(cluster, group=ranks).gpus_each
+        per_domain = gpus_per_domain(cluster, group=ranks)
         self.reach = reach or reach_of_tests(calibration, ranks, gpus_each=per_domain)
         gpu, named = shipped_name(cluster.node.gpu), calibration.normal_kernels
         # What a calibration's own file lacks, such as kernels between nodes, shipped ones know.

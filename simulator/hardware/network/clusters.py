@@ -4,40 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 from hardware_profiles.schema import ClusterProfile, TransportProfile
 from simulator.hardware.network.topology import Fabric, FabricInputs, build_fabric
 
 
-@dataclass(frozen=True, slots=True)
-class NvlinkDomains:
-    """How the GPUs of a job lie in NVLink domains: GPU g in domain g // gpus_each."""
-
-    count: int
-    gpus_each: int
-    """GPUs of a domain that are used; the last domain may have fewer."""
-    nodes: int
-    """Nodes of the job."""
-    node_gpus: int
-    domain_nodes: int
-    """Nodes that a full domain has."""
-
-    @property
-    def idle_nodes(self) -> int:
-        """Whole nodes of each domain that no GPU of the job is on."""
-        return self.domain_nodes - -(-self.gpus_each // self.node_gpus)
-
-    def __str__(self) -> str:
-        used = self.domain_nodes - self.idle_nodes
-        return (
-            f"{self.nodes} nodes in {self.count} NVLink domain{'s' * (self.count > 1)}: {used} of "
-            f"the {self.domain_nodes} nodes of each, {self.idle_nodes} idle and not counted"
-        )
-
-
-def nvlink_domains(cluster: ClusterProfile, *, group: int = 1) -> NvlinkDomains:
-    """Spread a cluster's GPUs over as many NVLink domains as they need.
+def gpus_per_domain(cluster: ClusterProfile, *, group: int = 1) -> int:
+    """GPUs of an NVLink domain that are used, where a cluster's GPUs are spread over as many
+    domains as they need: GPU g lies in domain g // that many, and the last domain may have fewer.
 
     A group that fits a domain never straddles two; a larger one has the same number of GPUs in each
     of its domains. Groups are then spread evenly, so that a domain may have nodes to spare. Where
@@ -49,25 +23,34 @@ def nvlink_domains(cluster: ClusterProfile, *, group: int = 1) -> NvlinkDomains:
     per_node, joined = cluster.node.gpus, cluster.fabric.nvlink_domain_nodes
     size = joined * per_node
     if joined == 1:
-        each = per_node
-    elif group > size:
+        return per_node
+    if group > size:
         domains = -(-group // size)
         while group % domains:
             domains += 1
-        each = group // domains
-    else:
-        # Whole groups on whole nodes, where a domain has room for a unit of both.
-        unit = math.lcm(group, per_node)
-        unit = unit if unit <= size else group
-        units = -(-cluster.gpus // unit)
-        domains = -(-units // (size // unit))
-        each = -(-units // domains) * unit
-    return NvlinkDomains(
-        count=-(-cluster.gpus // each),
-        gpus_each=each,
-        nodes=cluster.nodes,
-        node_gpus=per_node,
-        domain_nodes=joined,
+        return group // domains
+    # Whole groups on whole nodes, where a domain has room for a unit of both.
+    unit = math.lcm(group, per_node)
+    unit = unit if unit <= size else group
+    units = -(-cluster.gpus // unit)
+    domains = -(-units // (size // unit))
+    return -(-units // domains) * unit
+
+
+def idle_nodes_text(cluster: ClusterProfile, *, group: int) -> str | None:
+    """Says how many whole nodes of each NVLink domain no GPU of a job is on; None where all of them
+    are used.
+
+    Args:
+        group: GPUs of an expert-parallel group.
+    """
+    each, nodes = gpus_per_domain(cluster, group=group), cluster.fabric.nvlink_domain_nodes
+    used, domains = -(-each // cluster.node.gpus), -(-cluster.gpus // each)
+    if used == nodes:
+        return None
+    return (
+        f"{cluster.nodes} nodes in {domains} NVLink domain{'s' * (domains > 1)}: {used} of the "
+        f"{nodes} nodes of each, {nodes - used} idle and not counted"
     )
 
 
@@ -83,7 +66,7 @@ def first_gpus(cluster: ClusterProfile, groups: Sequence[int]) -> list[int]:
     Raises:
         ValueError: the cluster has fewer GPUs than they take.
     """
-    each = nvlink_domains(cluster, group=max(groups, default=1)).gpus_each
+    each = gpus_per_domain(cluster, group=max(groups, default=1))
     first, end = [], 0
     for group in groups:
         left = -end % each
@@ -118,11 +101,11 @@ def fabric_inputs(
         group: GPUs of an expert-parallel group, which decides how GPUs lie in NVLink domains.
     """
     node, fabric = cluster.node, cluster.fabric
-    domains = nvlink_domains(cluster, group=group)
-    nics = domains.gpus_each * node.nics / node.gpus
+    each = gpus_per_domain(cluster, group=group)
+    nics = each * node.nics / node.gpus
     if not nics.is_integer():
         raise ValueError(
-            f"cluster {cluster.name}: {domains.gpus_each} GPUs of an NVLink domain have {nics:g} "
+            f"cluster {cluster.name}: {each} GPUs of an NVLink domain have {nics:g} "
             f"NICs; allowed: expert-parallel groups that fill nodes of {node.gpus} GPUs"
         )
     nvlink = node.gpu.nvlink_bandwidth * transport.achieved.nvlink.value
@@ -134,10 +117,10 @@ def fabric_inputs(
     pcie = node.gpu.pcie_bandwidth
     dragonfly = fabric.dragonfly
     return FabricInputs(
-        nodes=domains.count,
-        gpus_per_node=domains.gpus_each,
+        nodes=-(-cluster.gpus // each),
+        gpus_per_node=each,
         nics_per_node=int(nics),
-        nvlink_bandwidth=nvlink if domains.gpus_each > 1 else None,
+        nvlink_bandwidth=nvlink if each > 1 else None,
         nvlink_latency=node.nvlink_latency,
         rdma_inside=fabric.nvlink_domain_nodes == 1,
         nic_bandwidth=nic,

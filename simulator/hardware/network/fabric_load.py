@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 
 from hardware_profiles.schema import ClusterProfile, load_transport
 from hardware_profiles.units import BytesPerSecond, Seconds
-from simulator.hardware.network.clusters import cluster_fabric, nvlink_domains
+from simulator.hardware.network.clusters import cluster_fabric, gpus_per_domain
 from simulator.hardware.network.routing import Mask, parse_failure, route, struck_resources
 from simulator.hardware.network.switching import Integers
 from simulator.hardware.network.topology import Fabric
@@ -62,7 +62,7 @@ def all_to_all_load(cluster: ClusterProfile, *, gpus: int, pattern: Pattern) -> 
 
     Raises ValueError where failures cut two of them off from each other.
     """
-    per_domain = nvlink_domains(cluster, group=gpus).gpus_each
+    per_domain = gpus_per_domain(cluster, group=gpus)
     # RDMA kernels take NICs inside a node, but not inside an NVLink domain of several.
     over_nics_inside = pattern == "every_gpu" and cluster.fabric.nvlink_domain_nodes == 1
     if gpus <= (1 if over_nics_inside else per_domain):
@@ -139,7 +139,7 @@ def transfer_loads(
         group: number of a flow's group from 0 on without holes, [flows].
         divided: flows among which a byte of a GPU is divided.
         rdma: through NICs even inside a node, where a plane joins the two.
-        experts_on: GPUs of an expert-parallel group, as ``nvlink_domains`` takes it.
+        experts_on: GPUs of an expert-parallel group, as ``gpus_per_domain`` takes it.
 
     Raises ValueError where failures cut a source off from its destination.
     """

@@ -3,7 +3,13 @@
 import pytest
 
 from hardware_profiles.schema import load_cluster, load_transport
-from simulator.hardware.network.clusters import cluster_fabric, first_gpus, nvlink_domains
+from simulator.hardware.network.clusters import (
+    cluster_fabric,
+    fabric_inputs,
+    first_gpus,
+    gpus_per_domain,
+    idle_nodes_text,
+)
 
 
 def racks(nodes):
@@ -28,23 +34,26 @@ def racks(nodes):
     ],
 )
 def test_a_group_that_fits_a_domain_never_straddles_two(nodes, group, count, each):
-    domains = nvlink_domains(racks(nodes), group=group)
-    assert (domains.count, domains.gpus_each) == (count, each)
+    assert gpus_per_domain(racks(nodes), group=group) == each
+    inputs = fabric_inputs(racks(nodes), load_transport("ideal"), group=group)
+    assert (inputs.nodes, inputs.gpus_per_node) == (count, each)
     first = range(0, nodes * 4, group)
     straddling = [gpu for gpu in first if gpu // each != (gpu + min(group, each) - 1) // each]
     assert not straddling
 
 
 def test_nodes_that_do_not_fill_racks_are_said():
-    assert str(nvlink_domains(racks(64), group=64)) == (
+    assert idle_nodes_text(racks(64), group=64) == (
         "64 nodes in 4 NVLink domains: 16 of the 18 nodes of each, 2 idle and not counted"
     )
-    assert nvlink_domains(racks(36), group=36).idle_nodes == 0
+    assert idle_nodes_text(racks(36), group=36) is None
 
 
 def test_nvlink_of_ordinary_nodes_ends_at_the_node():
-    domains = nvlink_domains(load_cluster("h800_2048"), group=12)
-    assert (domains.count, domains.gpus_each, domains.idle_nodes) == (256, 8, 0)
+    cluster = load_cluster("h800_2048")
+    assert gpus_per_domain(cluster, group=12) == 8
+    assert fabric_inputs(cluster, load_transport("ideal"), group=12).nodes == 256
+    assert idle_nodes_text(cluster, group=12) is None
 
 
 def test_racks_are_joined_by_the_nics_of_the_nodes_in_use():
@@ -96,7 +105,7 @@ def test_shipped_clusters_are_whole_domains_on_a_fabric_that_can_be_built(name, 
 def test_instances_of_a_fleet_never_straddle_a_rack_that_they_fit():
     # Two of 32 GPUs, and one of 64 that the 8 GPUs left in the rack do not hold.
     assert first_gpus(racks(36), [32, 32, 64]) == [0, 32, 64]
-    assert nvlink_domains(racks(36), group=64).gpus_each == 64
+    assert gpus_per_domain(racks(36), group=64) == 64
     assert first_gpus(racks(54), [72, 32, 72]) == [0, 72, 144]
     assert first_gpus(load_cluster("h800_2048"), [12, 12]) == [0, 12]
     with pytest.raises(ValueError, match="have 176 GPUs and leave 40 idle so that none straddles"):
