@@ -2,28 +2,17 @@
 
 Both go through the same mixture-of-experts layers, whose experts are spread over ranks. A rank
 issues the parts of the layers (attention, dispatch, mlp, combine, and the weight gradients) in an
-order that is given as data, on two streams of its GPU: compute, and communication for dispatch and
-combine. On CPUs the parts run one after another in the same order.
-
-The order is a file with one JSON object a line, as `dsv3sim show pair SCENARIO --order FILE` writes
-it, in the order of issue:
-
-    stream       compute or communication
-    phase        forward of the one micro-batch, input_grad or weight_grad of the other
-    layer        in the order in which the phase goes through them, from 0
-    segment      attention, dispatch, mlp or combine
-    after        lines, from 0, that have to be over before it begins, besides those of its stream
-    operators    how many operators it is
+order that is given as data (pair_order.py), on two streams of its GPU: compute, and communication
+for dispatch and combine. On CPUs the parts run one after another in the same order.
 """
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -41,83 +30,21 @@ from reference_model.gpu import choose_kernels
 from reference_model.layers import Angles, rotary_angles
 from reference_model.moe import ExpertRows, SavedMoE
 from reference_model.operators import Site
+from reference_model.pair_order import (
+    COMMUNICATION,
+    COMPUTE,
+    FORWARD,
+    INPUT_GRAD,
+    WEIGHT_GRAD,
+    Part,
+    layers_of,
+)
 from reference_model.precision import Recipe
 from reference_model.ranks import rank_device, run_ranks
 from reference_model.recorder import prepare_weights
 
-COMPUTE, COMMUNICATION = "compute", "communication"
-FORWARD, INPUT_GRAD, WEIGHT_GRAD = "forward", "input_grad", "weight_grad"
-
-_SEGMENTS = {
-    FORWARD: ("attention", "dispatch", "mlp", "mlp", "combine"),
-    INPUT_GRAD: ("combine", "mlp", "dispatch", "attention"),
-    WEIGHT_GRAD: ("mlp", "attention"),
-}
-"""Phase -> the parts of a layer, in their order. In forward, mlp begins with what needs no
-dispatched tokens."""
 UNKNOWN = ExpertRows(received=0, expanded=0)
 """What arrives is known only once the ranks have told each other."""
-
-
-# -- the order -------------------------------------------------------------------------------------
-
-
-class Part(NamedTuple):
-    """One line of an order."""
-
-    stream: str
-    phase: str
-    layer: int
-    segment: str
-    after: tuple[int, ...]
-    operators: int
-
-
-def parse_pair_order(text: str, *, source: str) -> tuple[Part, ...]:
-    """Read an order; `source` is the name that errors give it.
-
-    Raises ValueError where a line cannot be read or waits for one that is not before it, or where
-    layers do not pass through all their parts in turn."""
-    parts: list[Part] = []
-    for number, line in enumerate(text.splitlines()):
-        where = f"{source}, line {number + 1}"
-        try:
-            fields = json.loads(line)
-            part = Part(**fields | {"after": tuple(fields["after"])})
-        except (ValueError, TypeError, KeyError) as error:
-            raise ValueError(
-                f"{where}: {line[:80]!r} is not a JSON object with {', '.join(Part._fields)}"
-            ) from error
-        if part.stream not in (COMPUTE, COMMUNICATION) or part.phase not in _SEGMENTS:
-            raise ValueError(
-                f"{where}: stream {part.stream!r}, phase {part.phase!r}: allowed {COMPUTE} or"
-                f" {COMMUNICATION}; {', '.join(_SEGMENTS)}"
-            )
-        if any(not 0 <= earlier < number for earlier in part.after):
-            raise ValueError(f"{where}: after {list(part.after)}: allowed 0 to {number - 1}")
-        parts.append(part)
-    _check_parts(parts, source)
-    return tuple(parts)
-
-
-def layers_of(order: Sequence[Part]) -> int:
-    """Layers that each phase of an order goes through."""
-    return 1 + max(part.layer for part in order)
-
-
-def _check_parts(order: Sequence[Part], source: str) -> None:
-    if not order:
-        raise ValueError(f"{source}: holds no part")
-    for phase, segments in _SEGMENTS.items():
-        wanted = [(layer, segment) for layer in range(layers_of(order)) for segment in segments]
-        found = [(part.layer, part.segment) for part in order if part.phase == phase]
-        if found != wanted:
-            at = next((n for n, both in enumerate(zip(found, wanted, strict=False))
-                       if both[0] != both[1]), min(len(found), len(wanted)))  # fmt: skip
-            raise ValueError(
-                f"{source}: part {at} of {phase} is {found[at] if at < len(found) else 'missing'};"
-                f" allowed {wanted[at] if at < len(wanted) else 'none'}, of (layer, segment)"
-            )
 
 
 # -- streams ---------------------------------------------------------------------------------------

@@ -19,7 +19,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from reference_model.calls import describe_call
 from reference_model.measure import pairs_text
 from reference_model.operators import NAMESPACE
-from reference_model.pair import COMMUNICATION, COMPUTE, Part
+from reference_model.pair_order import COMMUNICATION, COMPUTE, Part
 
 UNHINDERED = "transfers"
 """Stream of transfers that wait for nothing but one another."""

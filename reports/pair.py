@@ -33,7 +33,9 @@ def pair_tables(name: str, log: Log) -> list[Table]:
         parts.add_column(column)
     for column in ("operators", "starts", "ends"):
         parts.add_column(column, justify="right")
+    first = 0
     for number, part in enumerate(pair_parts(log.graph)):
+        after = first + part.operators
         parts.add_row(
             str(number),
             part.stream,
@@ -41,10 +43,11 @@ def pair_tables(name: str, log: Log) -> list[Table]:
             str(part.layer),
             part.segment,
             ", ".join(map(str, part.after)),
-            str(len(part.tasks)),
-            format_ms(float(log.start_s[part.tasks[0]])),
-            format_ms(float(log.end_s[part.tasks[-1]])),
+            str(part.operators),
+            format_ms(float(log.start_s[first])),
+            format_ms(float(log.end_s[after - 1])),
         )
+        first = after
     return [summary, parts]
 
 

@@ -249,12 +249,13 @@ def show_pair(
     """Pair: the overlapped pair of a training scenario, part by part, and when each part runs."""
     from hardware_profiles.tables import load_measurements, table_path
     from hardware_profiles.whole_files import write_whole
+    from reference_model.pair_order import order_text
     from reports.pair import measured_pair_table, pair_tables
     from simulator.analysis.measured_pair import measured_pairs
     from simulator.analysis.run import simulate
     from simulator.execution.training import TrainingRun
     from simulator.scenario.files import load_scenario
-    from simulator.workload.pair_order import order_text, pair_parts
+    from simulator.workload.pair_order import pair_parts
 
     loaded = load_scenario(scenario, changes or ())
     if loaded.job_name != "training":

@@ -11,14 +11,13 @@ from reference_model.config import load_model_config
 from reference_model.layers import rotary_angles
 from reference_model.moe import ExpertRows
 from reference_model.pair import (
-    Part,
     Streams,
     check_pair,
-    parse_pair_order,
     random_rows,
     run_forward,
     run_pair,
 )
+from reference_model.pair_order import Part, parse_pair_order
 from reference_model.precision import Recipe
 from reference_model.recorder import OperatorRecorder, prepare_weights
 
@@ -131,20 +130,6 @@ def test_every_part_issues_the_operators_of_its_phase_and_segment():
         issued = [recorded.operator for recorded in recorder.recorded[begin:end]]
         assert issued
         assert {(o.phase, o.segment) for o in issued} == {(part.phase, part.segment)}
-
-
-def test_an_order_that_leaves_a_part_out_is_refused():
-    lines = text(1).splitlines()
-    del lines[6]
-    with pytest.raises(ValueError, match=r"f: part 3 of forward is \(0, 'combine'\); allowed "
-                                         r"\(0, 'mlp'\), of \(layer, segment\)"):  # fmt: skip
-        parse_pair_order("\n".join(lines).replace("[7]", "[6]").replace("[1, 2]", "[1]")
-                         .replace("[3, 4]", "[3]"), source="f")  # fmt: skip
-
-
-def test_an_order_that_waits_for_what_comes_later_is_refused():
-    with pytest.raises(ValueError, match=r"f, line 1: after \[4\]: allowed 0 to -1"):
-        parse_pair_order(text(1).replace('"after": []', '"after": [4]', 1), source="f")
 
 
 def test_an_order_of_another_number_of_layers_is_refused():

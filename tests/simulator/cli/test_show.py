@@ -3,7 +3,7 @@
 import pytest
 from typer.testing import CliRunner
 
-from reference_model.pair import layers_of, parse_pair_order
+from reference_model.pair_order import layers_of, parse_pair_order
 from simulator.cli.app import command_line
 from simulator.workload.recipes import RECIPES
 
