@@ -34,7 +34,6 @@ import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass
 from functools import cache, partial
 from itertools import pairwise
 from pathlib import Path
@@ -60,16 +59,13 @@ from reference_model.measure import (
 from reference_model.measure_arrivals import peer_memory
 from reference_model.moments import moment, seconds_between, wait_for_device
 from reference_model.pair import (
-    COMMUNICATION,
-    COMPUTE,
-    Part,
     build_layers,
-    layers_of,
     random_rows,
     run_forward,
     run_pair,
     two_streams,
 )
+from reference_model.pair_order import COMMUNICATION, COMPUTE, Part, layers_of
 from reference_model.planned_routing import plan_routing
 from reference_model.precision import Recipe
 from reference_model.ranks import rank_device, run_ranks
@@ -88,22 +84,6 @@ faster begins as much earlier than the others as it ever will."""
 _FEWEST = 6
 _LEAST_REST = 0.01
 """Of compute's time: shorter rests move no clock."""
-
-
-@dataclass(frozen=True, slots=True)
-class PairRuns:
-    """What to measure."""
-
-    config: ModelConfig
-    model: str
-    """Name of the config in the table."""
-    order: tuple[Part, ...]
-    sizes: tuple[tuple[int, int], ...]
-    """Sequences of each micro-batch of a rank, and their context; one run for each."""
-    programs: tuple[int, ...]
-    """SMs of communication, one run for each."""
-    seconds: float
-    """Each is replayed."""
 
 
 class Whole(NamedTuple):
@@ -421,39 +401,56 @@ def _third_stream() -> torch.cuda.Stream:
 # -- the table -------------------------------------------------------------------------------------
 
 
-def measure_pair(runs: PairRuns, *, ranks: int, backend: str, out: Path, timeout_s: float) -> None:
+def measure_pair(
+    config: ModelConfig,
+    order: tuple[Part, ...],
+    *,
+    model: str,
+    sizes: Sequence[tuple[int, int]],
+    programs: tuple[int, ...],
+    seconds: float,
+    ranks: int,
+    backend: str,
+    out: Path,
+    timeout_s: float,
+) -> None:
     """Measure over `ranks` ranks the runs that the table at `out` lacks, and append their rows.
 
+    Args:
+        model: name of the config in the table.
+        sizes: sequences of each micro-batch of a rank, and their context; one run for each.
+        programs: SMs of communication, one run for each.
+        seconds: that each is replayed.
+
     Raises ValueError where the ranks do not divide the experts."""
-    if ranks < 2 or runs.config.n_routed_experts % ranks:
+    if ranks < 2 or config.n_routed_experts % ranks:
         raise ValueError(
-            f"ranks = {ranks}: allowed at least 2, that divide {runs.config.n_routed_experts}"
+            f"ranks = {ranks}: allowed at least 2, that divide {config.n_routed_experts}"
             " routed experts"
         )
     known = {key[:2] for key in known_keys(out)}
     lacking = [
-        size for size in runs.sizes
-        if any((PAIR, _whole_sizes(count, math.prod(size))) not in known for count in runs.programs)
+        size for size in sizes
+        if any((PAIR, _whole_sizes(count, math.prod(size))) not in known for count in programs)
     ]  # fmt: skip
     if not lacking:
         return
     ran = run_ranks(
         _measure,
-        (runs.config, runs.order, tuple(lacking), runs.programs,
-         runs.seconds, backend),
+        (config, order, tuple(lacking), programs, seconds, backend),
         ranks=ranks, backend=backend, timeout_s=timeout_s,
     )  # fmt: skip
-    append_rows(pair_rows(runs, ran, backend=backend), out)
+    append_rows(pair_rows(ran, model=model, layers=layers_of(order), backend=backend), out)
 
 
 def pair_rows(
-    runs: PairRuns, results: Sequence[dict[str, Any]], *, backend: str
+    results: Sequence[dict[str, Any]], *, model: str, layers: int, backend: str
 ) -> list[KernelTiming]:
     """What each rank measured, as rows."""
     rows = []
     for rank, result in enumerate(results):
         common = {
-            "model": runs.model, "layers": layers_of(runs.order), "ranks": len(results),
+            "model": model, "layers": layers, "ranks": len(results),
             "rank": rank, "set": f"dsv3sim_{result['kernels']}",
             "launch": "graph" if backend == "nccl" else "eager",
         }  # fmt: skip

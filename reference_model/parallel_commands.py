@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from reference_model.pair import Part
+    from reference_model.pair_order import Part
 
 
 def add_commands(commands: Any) -> None:
@@ -275,7 +275,7 @@ def _pipeline(options: argparse.Namespace) -> None:
 def _pair(options: argparse.Namespace) -> None:
     from reference_model.config import load_model_config
     from reference_model.gpu import default_kernels
-    from reference_model.measure_pair import PairRuns, measure_pair
+    from reference_model.measure_pair import measure_pair
     from reference_model.pair import check_pair
     from reference_model.precision import Recipe
     from reference_model.ranks import rank_device
@@ -285,14 +285,12 @@ def _pair(options: argparse.Namespace) -> None:
     config = load_model_config(options.config)
     if options.out is not None:
         measure_pair(
-            PairRuns(
-                config=config,
-                model=options.config,
-                order=order,
-                sizes=((options.sequences, options.context),),
-                programs=tuple(options.communication_sms) or (1,),
-                seconds=options.seconds,
-            ),
+            config,
+            order,
+            model=options.config,
+            sizes=[(options.sequences, options.context)],
+            programs=tuple(options.communication_sms) or (1,),
+            seconds=options.seconds,
             ranks=options.ranks,
             backend=options.backend,
             out=options.out,
@@ -321,7 +319,7 @@ def _pair(options: argparse.Namespace) -> None:
 
 def _read_pair_order(options: argparse.Namespace) -> tuple[Part, ...]:
     """The order of --order, and a look at the SMs that go with it."""
-    from reference_model.pair import parse_pair_order
+    from reference_model.pair_order import parse_pair_order
 
     for count in options.communication_sms:
         if count < 1:
@@ -335,9 +333,10 @@ def _read_pair_order(options: argparse.Namespace) -> tuple[Part, ...]:
 
 def _host(options: argparse.Namespace) -> None:
     from reference_model.config import load_model_config
-    from reference_model.host import PARTS, HostRun, measure_host, sizes_between
-    from reference_model.measure_arrivals import DECODE, TRAIN, Job
-    from reference_model.measure_pair import PairRuns
+    from reference_model.host import Measure, measure_collectives, measure_host, sizes_between
+    from reference_model.measure_alike import measure_alike
+    from reference_model.measure_arrivals import DECODE, TRAIN, Job, measure_arrivals
+    from reference_model.measure_pair import measure_pair
     from reference_model.whole_runs import MANY_EXPERTS, OVERLAPPED_PAIR
 
     for name in ("tokens", "sequences", "context", "repeats", "smallest"):
@@ -356,34 +355,68 @@ def _host(options: argparse.Namespace) -> None:
         )
         for skew in (0.0, options.skew)
     ]
-    pairs = None
-    if options.order is not None:
-        paired = options.config or OVERLAPPED_PAIR
-        pairs = PairRuns(
-            config=load_model_config(paired),
-            model=paired,
-            order=_read_pair_order(options),
-            sizes=((4, max(options.tokens // 4, 1)),),
-            programs=tuple(options.communication_sms),
-            seconds=2.0,
-        )
-    measure_host(
-        HostRun(
-            config=config,
-            model=model,
+    order = None if options.order is None else _read_pair_order(options)
+
+    def alike(ranks: int, table: Path, _: float) -> None:
+        measure_alike(
+            config,
             tokens=options.tokens,
+            ranks=ranks,
+            backend=options.backend,
+            out=table,
             together_s=options.together,
             alone_s=options.alone,
             stretch_s=options.stretch,
-            sizes=sizes_between(options.smallest, options.largest),
-            jobs=list(dict.fromkeys(jobs)),
+        )
+
+    def collectives(ranks: int, table: Path, left_s: float) -> None:
+        sizes = sizes_between(options.smallest, options.largest)
+        measure_collectives(sizes, ranks=ranks, backend=options.backend, out=table, left_s=left_s)
+
+    def expert_parallel(ranks: int, table: Path, left_s: float) -> None:
+        measure_arrivals(
+            config,
+            list(dict.fromkeys(jobs)),
+            model=model,
+            ranks=ranks,
+            backend=options.backend,
             repeats=options.repeats,
             programs=max(options.communication_sms),
-            pairs=pairs,
-        ),
-        parts=options.parts or [part for part in PARTS if pairs is not None or part != "pair"],
+            out=table,
+            timeout_s=min(left_s, 600.0),
+        )
+
+    def pair(ranks: int, table: Path, left_s: float) -> None:
+        assert order is not None
+        paired = options.config or OVERLAPPED_PAIR
+        measure_pair(
+            load_model_config(paired),
+            order,
+            model=paired,
+            sizes=[(4, max(options.tokens // 4, 1))],
+            programs=tuple(options.communication_sms),
+            seconds=2.0,
+            ranks=ranks,
+            backend=options.backend,
+            out=table,
+            timeout_s=min(left_s, 600.0),
+        )
+
+    every: dict[str, Measure] = {
+        "alike": alike,
+        "collectives": collectives,
+        "expert_parallel": expert_parallel,
+        "pair": pair,
+    }
+    parts = options.parts or [part for part in every if part != "pair" or order is not None]
+    for part in parts:
+        if part not in every:
+            raise ValueError(f"--parts {part!r} is not one of {', '.join(every)}")
+        if part == "pair" and order is None:
+            raise ValueError("--parts pair: needs --order, the order of the pair")
+    measure_host(
+        {part: every[part] for part in parts},
         ranks=options.ranks,
-        backend=options.backend,
         out=options.out,
         deadline_s=options.deadline,
     )

@@ -6,7 +6,6 @@ import pytest
 
 from reference_model.config import load_model_config
 from reference_model.measure_pair import (
-    PairRuns,
     measure_pair,
     pair_rows,
     rest_of_compute,
@@ -18,8 +17,10 @@ DEBUG = load_model_config("debug")
 
 def test_a_pair_on_two_cpus_fills_a_table(tmp_path):
     out = tmp_path / "pair.csv"
-    runs = PairRuns(DEBUG, "debug", order(1), ((1, 128),), (2,), seconds=0.0)
-    measure_pair(runs, ranks=2, backend="gloo", out=out, timeout_s=120.0)
+    measure_pair(
+        DEBUG, order(1), model="debug", sizes=[(1, 128)], programs=(2,), seconds=0.0,
+        ranks=2, backend="gloo", out=out, timeout_s=120.0,
+    )  # fmt: skip
     with out.open(encoding="utf-8", newline="") as file:
         rows = list(csv.DictReader(file))
     wholes = [row for row in rows if row["kind"] == "pair"]
@@ -39,8 +40,7 @@ def test_rows_say_what_ran_beside_and_on_how_many_sms():
                        1.1e-4, 1e-4, 1.2e-4)],
         "source": "here", "kernels": "mixed", "sms": 132,
     }  # fmt: skip
-    runs = PairRuns(DEBUG, "debug", order(1), (), (20,), seconds=1.0)
-    pair, communication, gemm = pair_rows(runs, [result], backend="nccl")
+    pair, communication, gemm = pair_rows([result], model="debug", layers=1, backend="nccl")
     common = "launch=graph;layers=1;model=debug"
     assert pair.cells() == (
         "pair", "communication_sms=20;tokens=4096", "fp8_e4m3", "132", "0.05", "0.01", "here",
@@ -55,9 +55,11 @@ def test_rows_say_what_ran_beside_and_on_how_many_sms():
 
 
 def test_one_rank_is_refused():
-    runs = PairRuns(DEBUG, "debug", order(1), ((1, 128),), (2,), seconds=0.0)
     with pytest.raises(ValueError, match="ranks = 1: allowed at least 2, that divide 8 routed"):
-        measure_pair(runs, ranks=1, backend="gloo", out=None, timeout_s=1.0)
+        measure_pair(
+            DEBUG, order(1), model="debug", sizes=[(1, 128)], programs=(2,), seconds=0.0,
+            ranks=1, backend="gloo", out=None, timeout_s=1.0,
+        )  # fmt: skip
 
 
 def test_compute_rests_for_what_transfers_have_left_when_it_is_through():
