@@ -26,11 +26,12 @@ from __future__ import annotations
 import statistics
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, distributed
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -84,16 +85,8 @@ class Job(NamedTuple):
         return self.sequences * (self.context if self.name == TRAIN else 1)
 
 
-class Parts(NamedTuple):
-    """One transfer of one rank in one step, seconds."""
-
-    compute: float
-    barrier: float
-    payload: float
-
-
 class LayerTransfer(NamedTuple):
-    """What `Parts` are of."""
+    """One transfer of a step."""
 
     phase: str
     """forward or input_grad."""
@@ -140,11 +133,11 @@ class Arrivals(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self.sites.append(named["site"])
         return result
 
-    def parts(self) -> list[Parts]:
-        """Of the transfers of the last step, in order; waits for it."""
-        times = self.times[: 3 * len(self.sites) + 1].tolist()
-        seconds = [(b - a) / _PER_SECOND for a, b in pairwise(times)]
-        return [Parts(*seconds[at : at + 3]) for at in range(0, len(seconds), 3)]
+    def parts(self) -> NDArray[np.float64]:
+        """[transfers of the last step, 3], seconds until this rank was ready, of its barrier, and
+        of the payload; waits for the step."""
+        times = self.times[: 3 * len(self.sites) + 1].cpu().numpy()
+        return np.diff(times).reshape(-1, 3) / _PER_SECOND
 
     def transfers(self) -> list[LayerTransfer]:
         """What they are. Backward goes through the layers from the last to the first."""
@@ -184,7 +177,8 @@ def _run_steps(
     rank: int, ranks: int, config: ModelConfig, jobs: Sequence[Job], backend: str, repeats: int,
     programs: int,
 ) -> dict[str, Any]:  # fmt: skip
-    """All steps of one process: for each job [repeat][transfer], the parts; and the transfers."""
+    """All steps of one process: for each job [repeats, transfers, 3], the parts; and the
+    transfers."""
     device = rank_device(backend)
     recipe = Recipe("fp8", choose_kernels(None, device))
     model = Transformer(config, recipe=recipe, device=device)
@@ -216,7 +210,7 @@ def _run_steps(
         steps = []
         for _ in range(warm + repeats):
             replayed()
-            steps.append([tuple(parts) for parts in arrivals.parts()])
+            steps.append(arrivals.parts().tolist())
         results.append(steps[warm:])
         transfers.append([tuple(transfer) for transfer in arrivals.transfers()])
         if rank == 0:
@@ -332,10 +326,7 @@ def measure_arrivals(
         rows = arrival_rows(
             config, job, model=model,
             transfers=[LayerTransfer(*transfer) for transfer in ran[0]["transfers"][number]],
-            parts=[
-                [[Parts(*parts) for parts in step] for step in result["results"][number]]
-                for result in ran
-            ],
+            parts=np.array([result["results"][number] for result in ran]),
             kernels=ran[0]["kernels"], sms=ran[0]["sms"], programs=programs,
             launch="graph" if backend == "nccl" else "eager",
             sources=[result["source"] for result in ran],
@@ -357,14 +348,18 @@ def arrival_rows(
     *,
     model: str,
     transfers: Sequence[LayerTransfer],
-    parts: Sequence[Sequence[Sequence[Parts]]],
+    parts: NDArray[np.float64],
     kernels: str,
     sms: int,
     programs: int,
     launch: str,
     sources: Sequence[str],
 ) -> list[KernelTiming]:
-    """Parts [rank][repeat][transfer] as rows, one for each transfer and rank."""
+    """Parts as rows, one for each transfer and rank.
+
+    Args:
+        parts: [ranks, repeats, transfers, 3], as of `Arrivals.parts`.
+    """
     ranks = len(parts)
     rows = []
     planned: dict[int, LayerPlan] = {}
@@ -375,14 +370,13 @@ def arrival_rows(
                 config, tokens=job.tokens, skew=job.skew, ranks=ranks, layer=layer
             )
         plan = planned[layer]
-        seen = [[step[number] for step in steps] for steps in parts]  # [rank][repeat]
-        shortest = [min(p.barrier for p in at_once) for at_once in zip(*seen, strict=True)]
+        computes, barriers, payloads = np.moveaxis(parts[:, :, number], 2, 0)  # [ranks, repeats]
+        shortest = barriers.min(axis=0)
         # Rows travel from token to expert in dispatch and in the backward of combine.
         forth = (transfer.kind == "dispatch") == (transfer.phase == "forward")
         away = plan.sent if forth else plan.sent.T
-        for rank, mine in enumerate(seen):
-            waiting = [p.barrier - least for p, least in zip(mine, shortest, strict=True)]
-            payload = [p.payload for p in mine]
+        for rank in range(ranks):
+            waiting, payload = (barriers[rank] - shortest).tolist(), payloads[rank].tolist()
             rows.append(
                 KernelTiming(
                     kind=transfer.kind,
@@ -408,7 +402,7 @@ def arrival_rows(
                             ("timing", "clock"),
                             ("launch", launch),
                             ("communication_sms", programs),
-                            ("repeats", len(mine)),
+                            ("repeats", len(payload)),
                             ("model", model),
                             ("job", job.name),
                             ("sequences", job.sequences),
@@ -417,7 +411,7 @@ def arrival_rows(
                             ("phase", transfer.phase),
                             ("layer", layer),
                             ("rank", rank),
-                            ("compute_s", _seconds(p.compute for p in mine)),
+                            ("compute_s", _seconds(computes[rank])),
                             ("waiting_s", _seconds(waiting)),
                             ("deviation_s", f"{statistics.pstdev(waiting):.4g}"),
                             ("barrier_s", _seconds(shortest)),
