@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cache, cached_property, lru_cache
+from functools import cache, cached_property, lru_cache, partial
 from typing import TypeVar
 
 import numpy as np
@@ -79,24 +79,6 @@ class OnDemand(Mapping[KeyT, MadeT]):
 
     def __len__(self) -> int:
         return len(self._made)
-
-
-@dataclass(frozen=True, slots=True)
-class Asked:
-    """Operators of one family, and where they run."""
-
-    family: Family
-    batch: Batch
-    on: Array
-    """[operators], SMs that each has."""
-    at: GpuProfile
-    overlapped: bool
-    restated: bool
-    """Whether the answer is for another GPU."""
-    unknown: bool
-    """Whether the measured GPU does not multiply the type."""
-    widths: bool
-    """Whether intervals are asked for."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -226,17 +208,33 @@ class LearnedKernels:
         known = sorted({is_tensor(family[0]) for family in grouped})
         self.classes = OnDemand([(o, tensor) for o in both for tensor in known], build_class)
 
-        self.told = lru_cache(maxsize=MOST_TOLD)(self._told)
-        """`_told`, worked out once: of another GPU the same is asked, and restated."""
+        self.kept = lru_cache(maxsize=MOST_TOLD)(_worked_out)
+        """What `told` says, worked out once: of another GPU the same is asked, and restated."""
         self.lengths = cache(self._lengths)
 
-    def _told(self, asked: Keyed[Asked]) -> Answered:
-        """Log seconds of some operators of one family on the measured GPU, not restated."""
-        ask = asked.value
-        family, overlapped, batch, on, at = ask.family, ask.overlapped, ask.batch, ask.on, ask.at
+    def told(
+        self,
+        family: Family,
+        batch: Batch,
+        on: Array,
+        at: GpuProfile,
+        *,
+        overlapped: bool,
+        restated: bool,
+        unknown: bool,
+        widths: bool,
+    ) -> Answered:
+        """Log seconds of some operators of one family on the measured GPU, not restated.
+
+        Args:
+            on: [operators], SMs that each has.
+            restated: whether the answer is for another GPU.
+            unknown: whether the measured GPU does not multiply the type.
+            widths: whether intervals are asked for.
+        """
         kind, tensor = family[0], is_tensor(family[0])
         model, borrowed = self.model(family, overlapped)
-        if ask.unknown:
+        if unknown:
             model = None
         floor = self.calibration.kernel_floor.value if model is None else model.floor
         tiles = self.calibration.tiles if model is None else model.tiles
@@ -249,25 +247,25 @@ class LearnedKernels:
             apart = np.zeros(len(batch))
         else:
             room = on if tensor or overlapped else np.full(len(on), float(at.sms))
-            told = model.predict(batch, room, ideal, achieved if ask.widths else None)
+            told = model.predict(batch, room, ideal, achieved if widths else None)
             log_seconds, provenance = told.log_seconds, told.provenance
             if overlapped:
                 more = self.conditions.log_more(kind, told.slowed)
                 log_seconds = log_seconds + more
                 provenance = np.where(more == 0.0, provenance, np.maximum(provenance, INTERPOLATED))
-            if borrowed or ask.restated:
+            if borrowed or restated:
                 provenance = np.full_like(provenance, EXTRAPOLATED)
             if tensor and model.base_rows.batch.like.dtype != family[1]:
                 # Products of another type: their share of the roofline, not their times.
                 provenance = np.full_like(provenance, MODELLED)
-            width = self._width(model, achieved, told, provenance) if ask.widths else told.width
+            width = self._width(model, achieved, told, provenance) if widths else told.width
             # What another kernel set says of the same shape lies inside the interval.
             apart = np.where(provenance == MEASURED, 0.0, told.rival - told.log_seconds)
         if overlapped and not tensor:
             slowdown = self.calibration.overlap.memory_bound.value
             squeeze = self.conditions.log_squeeze(on, at.sms, slowdown=slowdown)
             log_seconds = log_seconds + squeeze
-        bound = bound_seconds(batch, on, at, self.achieved, tiles) if ask.restated else np.empty(0)
+        bound = bound_seconds(batch, on, at, self.achieved, tiles) if restated else np.empty(0)
         return Answered(log_seconds, width, apart, provenance, tiles, bound)
 
     def _lengths(self, kind: str, size: str) -> frozenset[int]:
@@ -382,11 +380,21 @@ class CalibratedKernels:
         if restated:
             at = self.measured_gpu
             on = np.minimum(sms, at.sms) if tensor else sms * (at.sms / gpu.sms)
-        asked = Asked(family, batch, on, at, overlapped, restated, unknown, widths)
+        ask = partial(
+            self.learned.told,
+            family,
+            batch,
+            on,
+            at,
+            overlapped=overlapped,
+            restated=restated,
+            unknown=unknown,
+            widths=widths,
+        )
         key = (family, overlapped, restated, widths, batch.sizes.tobytes(), on.tobytes())
         # What is known of the measured GPU is the same whatever it is asked for.
         same = restated or not self.restated
-        told = (self.learned.told if same else self.learned.told.__wrapped__)(Keyed(key, asked))
+        told = self.learned.kept(Keyed(key, ask)) if same else ask()
         log_seconds, provenance = told.log_seconds, told.provenance.copy()
         if restated:
             log_seconds = log_seconds + log_restatement(
@@ -452,6 +460,10 @@ class CalibratedKernels:
         """Another calibration's rows on this GPU, under this one's conditions."""
         on_this = other.model_copy(update={"overlap": self.calibration.overlap})
         return CalibratedKernels(on_this, self.gpu, calibration_measurements(other))
+
+
+def _worked_out(asked: Keyed[Callable[[], Answered]]) -> Answered:
+    return asked.value()
 
 
 def _kernels(rows: Sequence[Measurement]) -> float:

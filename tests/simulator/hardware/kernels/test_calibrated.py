@@ -16,12 +16,11 @@ from cost_models import (
 )
 from made_up_rows import made_up
 
-from hardware_profiles.by_content import Keyed
 from hardware_profiles.schema import load_gpu
 from hardware_profiles.tables import TRANSFER_KINDS
 from simulator.hardware.costs import NotCalibrated
 from simulator.hardware.kernels import calibrated
-from simulator.hardware.kernels.calibrated import Asked, CalibratedKernels, LearnedKernels
+from simulator.hardware.kernels.calibrated import CalibratedKernels, LearnedKernels
 from simulator.hardware.kernels.families import family_of, operator_of
 from simulator.hardware.kernels.roofline import batch_of, least_seconds
 from simulator.hardware.prediction import EXTRAPOLATED, INTERPOLATED, MEASURED, MODELLED
@@ -274,11 +273,11 @@ def test_a_time_is_what_rows_say_slowed_and_squeezed_beside_a_transfer(
             log_squeeze=lambda on, sms, *, slowdown: np.full(2, (slowdown - 1) / 2),
         ),
     )
-    ask = Asked(
-        (kind, "fp8_e4m3", "bfloat16", False), batch_of([gemm(1, 1, 1)] * 2),
-        np.array([40.0, 40.0]), H800, overlapped, False, False, False,
+    found = LearnedKernels.told(
+        kernels, (kind, "fp8_e4m3", "bfloat16", False), batch_of([gemm(1, 1, 1)] * 2),
+        np.array([40.0, 40.0]), H800,
+        overlapped=overlapped, restated=False, unknown=False, widths=False,
     )  # fmt: skip
-    found = LearnedKernels._told(kernels, Keyed("key", ask))
     assert asked == [room]
     assert found.log_seconds.tolist() == logs
     assert found.provenance.tolist() == provenance
@@ -298,7 +297,7 @@ MADE_UP = CALIBRATION.model_copy(
 
 def test_4096_batches_of_operators_are_known_at_once():
     learned = CalibratedKernels(MADE_UP, H800, made_up()).learned
-    assert learned.told.cache_info().maxsize == 4096
+    assert learned.kept.cache_info().maxsize == 4096
 
 
 def test_rows_are_those_of_the_named_kernel_sets_but_bulk_transfers():
@@ -361,7 +360,11 @@ def test_a_gpu_of_fewer_sms_asks_the_measured_one_for_as_many_or_for_the_same_sh
     found = []
     told = kernels.learned.told
     monkeypatch.setattr(
-        kernels.learned, "told", lambda keyed: found.append(keyed.value.on.tolist()) or told(keyed)
+        kernels.learned,
+        "told",
+        lambda family, batch, on, at, **conditions: (
+            found.append(on.tolist()) or told(family, batch, on, at, **conditions)
+        ),
     )
     op = gemm(4096, 1536, 7168)
     if kind == "rmsnorm":
@@ -398,9 +401,9 @@ def test_another_gpu_is_told_what_the_measured_one_was_and_restates_it():
     op = gemm(4097, 1536, 7168)
     asked = family_of(op), batch_of([op]), np.array([132.0]), False
     faster.compute(*asked, widths=True)
-    before = faster.learned.told.cache_info()
+    before = faster.learned.kept.cache_info()
     fastest.compute(*asked, widths=True)
-    after = faster.learned.told.cache_info()
+    after = faster.learned.kept.cache_info()
     assert (after.hits - before.hits, after.misses - before.misses) == (1, 0)
 
 
