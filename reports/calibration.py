@@ -15,12 +15,12 @@ from hardware_profiles.fields import Profile
 from hardware_profiles.schema import CalibrationProfile
 from hardware_profiles.units import format_bandwidth, format_bytes, format_seconds, unit_factor
 from simulator.calibration.collective_fit import CollectiveErrors
-from simulator.calibration.kernel_choice import RULE, Choice, kernel_of, kernel_text
+from simulator.calibration.imported_rows import ImportedRows
+from simulator.calibration.kernel_choice import RULE, kernel_of, kernel_text
 from simulator.calibration.low_latency_fit import FittedLowLatency
 from simulator.calibration.modules import ModuleError
 from simulator.calibration.normal_fit import FittedLaw
 from simulator.calibration.restated_errors import RestatedError
-from simulator.calibration.sources import Sources
 from simulator.hardware.kernels.families import Family
 
 if TYPE_CHECKING:
@@ -99,21 +99,21 @@ def low_latency_table(fitted: FittedLowLatency) -> Table:
     return table
 
 
-def explained_tables(read: Sources, choice: Choice) -> list[Table]:
+def explained_tables(read: ImportedRows, chosen: ImportedRows) -> list[Table]:
     """What sources were read as, which kernels are taken of them, and what is set aside."""
     sources = Table("sources, read by", title_justify="left")
-    for line in read.mappings:
+    for line in read.read_by:
         sources.add_row(line)
-    taken = {(kernel_of(row), row.kernel_set) for row in choice.rows}
+    taken = {(kernel_of(row), row.kernel_set) for row in chosen.measurements}
     counts = Counter((kernel_of(row), row.kernel_set) for row in read.measurements)
     kernels = Table("kernel", "kernel set", "taken", title_justify="left", caption_justify="left")
     kernels.add_column("rows", justify="right")
     for (kernel, name), rows in sorted(counts.items()):
-        chosen = "yes" if (kernel, name) in taken else "no"
-        kernels.add_row(kernel_text(kernel), name, chosen, f"{rows:,}")
+        is_taken = "yes" if (kernel, name) in taken else "no"
+        kernels.add_row(kernel_text(kernel), name, is_taken, f"{rows:,}")
     kernels.caption = f"of one kernel in several sets: {RULE}"
     aside = Table("set aside", title_justify="left")
-    for line in (*read.warnings, *choice.warnings, *read.unmapped) or ("nothing",):
+    for line in (*chosen.warnings, *map(str, chosen.unmapped)) or ("nothing",):
         aside.add_row(line)
     return [sources, kernels, aside]
 

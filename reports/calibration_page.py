@@ -62,13 +62,13 @@ def calibration_page(
             "-" if median is None else f"{median:.1%}",
         ),
         (
-            Figure("Measured rows", f"{len(result.measurements):,}"),
+            Figure("Measured rows", f"{len(result.read.measurements):,}"),
             Figure("Families judged", f"{len(profile.fits):,}"),
             Figure("GPU", profile.gpu),
         ),
         limits=limits,
         limits_label="Worst known",
-        changed=f"{'; '.join(result.read_by)}.",
+        changed=f"{'; '.join(result.read.read_by)}.",
         changed_label="Read from",
     )
     sections = [
@@ -248,8 +248,8 @@ def _worst_rows(result: Calibration) -> Table:
 
 def _set_aside(result: Calibration) -> Iterator[Section]:
     lists: tuple[tuple[str, Any], ...] = (
-        ("Set aside", result.warnings),
-        ("Unmapped kernels", result.unmapped),
+        ("Set aside", result.read.warnings),
+        ("Unmapped kernels", tuple(map(str, result.read.unmapped))),
     )
     for title, lines in lists:
         if lines:

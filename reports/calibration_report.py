@@ -81,12 +81,12 @@ def metrics(result: Calibration, pooled: Sequence[PooledError]) -> dict[str, Any
     return {
         "calibration": result.profile.name,
         "gpu": result.profile.gpu,
-        "measurements": len(result.measurements),
+        "measurements": len(result.read.measurements),
         "pooled": [asdict(error) for error in pooled],
         "fits": [fit.model_dump(mode="json") for fit in result.profile.fits],
-        "read_by": list(result.read_by),
-        "unmapped": list(result.unmapped),
-        "warnings": list(result.warnings),
+        "read_by": list(result.read.read_by),
+        "unmapped": list(map(str, result.read.unmapped)),
+        "warnings": list(result.read.warnings),
     }
 
 
@@ -131,7 +131,7 @@ def _noise_floor(
             if fit.kernel_set == kernel_sets[0] and fit_family(fit) == family and fit.noise:
                 return fit.noise.median, fit.noise.p90
     floors = [
-        noise([row for row in result.measurements if table_key(row) == (family, name)])
+        noise([row for row in result.read.measurements if table_key(row) == (family, name)])
         for name in kernel_sets
     ]
     apart = np.abs(np.expm1(np.concatenate(floors)))

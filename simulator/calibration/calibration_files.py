@@ -208,7 +208,7 @@ def write_calibration(
     places = {named: path for named, path in _to_write_beside(out).items() if named in beside}
     texts = {path: beside[named] for named, path in places.items()}
     if table is not None:
-        texts = {table: table_text(result.measurements), **texts}
+        texts = {table: table_text(result.read.measurements), **texts}
 
     def text_naming(at: Mapping[Path, Path]) -> str:
         if table is None:

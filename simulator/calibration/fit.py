@@ -9,7 +9,7 @@ GPUs are no kernels; `collective_fit` makes a transport of them.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from hardware_profiles.fields import Raw
@@ -17,6 +17,7 @@ from hardware_profiles.schema import CalibrationProfile, load_calibration, load_
 from hardware_profiles.tables import TRANSFER_KINDS, Measurement
 from simulator.calibration.collective_fit import KINDS, CollectiveErrors, fitted_transport
 from simulator.calibration.family_fit import LEAST_ROWS, HeldOutRow, fit_families
+from simulator.calibration.imported_rows import ImportedRows
 from simulator.calibration.kernel_choice import choose_versions
 from simulator.calibration.low_latency_fit import (
     FittedLowLatency,
@@ -49,13 +50,9 @@ class Calibration:
     """What `fit_calibration` gives."""
 
     profile: CalibrationProfile
-    measurements: tuple[Measurement, ...]
+    read: ImportedRows
+    """Of all sources; rows of one version of each kernel."""
     held_out: tuple[HeldOutRow, ...]
-    unmapped: tuple[str, ...]
-    """Kernels of traces without a row, one line each."""
-    warnings: tuple[str, ...]
-    read_by: tuple[str, ...]
-    """The mapping of each source."""
     completed: tuple[str, ...] = ()
     """What the rows lack: "calibration that answers: kinds of kernels"."""
     transport: tuple[Raw, Mapping[tuple[str, str], CollectiveErrors]] | None = None
@@ -64,8 +61,6 @@ class Calibration:
     """Laws of normal dispatch and combine kernels by SMs, likewise."""
     low_latency: FittedLowLatency | None = None
     """Of rows of low-latency kernels within a node, likewise."""
-    modules: tuple[Path, ...] = ()
-    """Tables of whole modules among the sources."""
 
 
 def fit_calibration(
@@ -98,16 +93,14 @@ def fit_calibration(
     Raises ValueError, one line, for a source that cannot be used or sources without a row.
     """
     read = read_sources(sources, gpu=gpu, mappings=mappings, stated=stated, watch=watch)
-    warnings = list(read.warnings)
     unknown = [name for name in sets if name not in kernel_sets(read.measurements)]
     if unknown:
         raise ValueError(
             f"kernel set {unknown[0]!r} is in none of the sources; found: "
             f"{', '.join(kernel_sets(read.measurements))}"
         )
-    choice = choose_versions(read.measurements, read.sets, named=(*sets, *base.kernel_sets))
-    rows = list(choice.rows)
-    warnings += choice.warnings
+    chosen = choose_versions(read, named=(*sets, *base.kernel_sets))
+    rows, warnings = chosen.measurements, list(chosen.warnings)
     profile = load_gpu(gpu)
     normal = fit_normal(normal_tables_of(rows, base, profile, nic=NIC))
     low_latency = fit_low_latency(rows, gpu=profile, gpus_per_node=gpus_per_node)
@@ -144,7 +137,7 @@ def fit_calibration(
         warnings.append(
             f"{len(few)} rows of fewer than {LEAST_ROWS} sizes a family are not judged: {kinds}"
         )
-    found = choice.sets
+    found = tuple(known.name for known in chosen.sets)
     named = base.kernels if set(found) <= set(base.kernel_sets) else None
     if named is None:
         warnings.append(
@@ -162,16 +155,12 @@ def fit_calibration(
     }
     return Calibration(
         profile=base.model_copy(update=values),
-        measurements=tuple(rows),
+        read=replace(chosen, warnings=tuple(warnings)),
         held_out=tuple(held_out),
-        unmapped=read.unmapped,
-        warnings=tuple(warnings),
-        read_by=read.mappings,
         completed=_completed(completed_by, rows),
         transport=fitted_transport(f"{name}{COLLECTIVES}", rows, gpu=profile),
         normal=normal,
         low_latency=low_latency,
-        modules=read.modules,
     )
 
 

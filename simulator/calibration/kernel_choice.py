@@ -12,11 +12,11 @@ are taken, and the others set aside and counted:
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import replace
 
 from hardware_profiles.tables import Measurement
-from simulator.calibration.tables import KernelSet
+from simulator.calibration.imported_rows import ImportedRows, KernelSet
 from simulator.hardware.kernels.families import family_of
 
 RULE = "newest version first; --sets names others"
@@ -25,35 +25,20 @@ Kernel = tuple[str, str, str, bool, str]
 """(kind, operand type, result type, whether it adds into the result, layout of a transfer)."""
 
 
-@dataclass(frozen=True, slots=True)
-class Choice:
-    """The rows of one version of each kernel."""
+def choose_versions(read: ImportedRows, *, named: Sequence[str]) -> ImportedRows:
+    """Take one version of each kernel; what is set aside becomes a warning for each reason.
 
-    rows: tuple[Measurement, ...]
-    sets: tuple[str, ...]
-    """Kernel sets of the rows: the named ones in their order, then the others by name."""
-    aside: Mapping[str, int]
-    """{reason: rows that were set aside}"""
-
-    @property
-    def warnings(self) -> tuple[str, ...]:
-        """What was set aside, a line for each reason."""
-        return tuple(f"{count} rows set aside: {reason}" for reason, count in self.aside.items())
-
-
-def choose_versions(
-    rows: Iterable[Measurement], ranked: Iterable[KernelSet], *, named: Sequence[str]
-) -> Choice:
-    """Take one version of each kernel.
+    Kernel sets of which nothing is known have no version.
 
     Args:
-        ranked: what is known of kernel sets; those of others have no version.
         named: kernel sets that are all taken, most preferred first.
+
+    Returns what was read with the rows that are taken, and their kernel sets: the named ones in
+    their order, then the others by name.
     """
-    ranks = {known.name: known for known in ranked}
+    ranks = {known.name: known for known in read.sets}
     kernels: dict[Kernel, Counter[str]] = defaultdict(Counter)
-    every = list(rows)
-    for row in every:
+    for row in read.measurements:
         kernels[kernel_of(row)][row.kernel_set] += 1
     taken: dict[Kernel, set[str]] = {}
     aside: dict[str, int] = defaultdict(int)
@@ -71,10 +56,20 @@ def choose_versions(
                 continue
             reason = known[name].unless_named or f"{' and '.join(sorted(taken[kernel]))} is taken"
             aside[f"{name}: another kernel of {kernel_text(kernel)}: {reason}"] += count
-    kept = tuple(row for row in every if row.kernel_set in taken[kernel_of(row)])
+    kept = tuple(row for row in read.measurements if row.kernel_set in taken[kernel_of(row)])
     found = {row.kernel_set for row in kept}
     order = [name for name in named if name in found]
-    return Choice(kept, (*order, *sorted(found - set(order))), dict(aside))
+    return replace(
+        read,
+        measurements=kept,
+        sets=tuple(
+            ranks.get(name, KernelSet(name)) for name in (*order, *sorted(found - set(order)))
+        ),
+        warnings=(
+            *read.warnings,
+            *(f"{count} rows set aside: {reason}" for reason, count in aside.items()),
+        ),
+    )
 
 
 def kernel_of(row: Measurement) -> Kernel:

@@ -14,14 +14,14 @@ its columns, and a profile's is the one that names most of its kernel time.
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import replace
 from pathlib import Path
 
 from hardware_profiles.fields import read_yaml
-from hardware_profiles.tables import Measurement
+from simulator.calibration.imported_rows import ImportedRows
 from simulator.calibration.table_files import ENDINGS
 from simulator.calibration.table_mappings import table_mappings
-from simulator.calibration.tables import KernelSet, import_table
+from simulator.calibration.tables import import_table
 from simulator.calibration.traces import import_trace
 from simulator.execution.progress import HowFar, Watch, unwatched
 from simulator.workload.profile.kernel_mapping import known_mappings, mapping_file
@@ -33,22 +33,6 @@ SHOWN = 3
 """Files and names that a message says something of."""
 
 
-@dataclass(frozen=True, slots=True)
-class Sources:
-    """What all sources give together."""
-
-    measurements: tuple[Measurement, ...]
-    unmapped: tuple[str, ...]
-    """Kernels of profiles without a row, one line each."""
-    warnings: tuple[str, ...]
-    mappings: tuple[str, ...]
-    """How each source was read: "gemm.csv: infersim_gemm"."""
-    sets: tuple[KernelSet, ...] = ()
-    """What is known of the kernel sets' versions."""
-    modules: tuple[Path, ...] = ()
-    """Tables of whole modules, which give no row."""
-
-
 def read_sources(
     sources: Sequence[Path],
     *,
@@ -56,7 +40,7 @@ def read_sources(
     mappings: Sequence[str] = (),
     stated: Mapping[str, str] | None = None,
     watch: Watch = unwatched,
-) -> Sources:
+) -> ImportedRows:
     """Read every source by its own mapping.
 
     Args:
@@ -68,48 +52,41 @@ def read_sources(
     """
     files, given = _files(sources)
     chosen = choose_mappings(files, mappings)
-    rows: list[Measurement] = []
-    warnings: list[str] = []
-    unmapped: list[str] = []
-    used: list[str] = []
-    modules: list[Path] = []
-    sets: dict[tuple[str, int], KernelSet] = {}
+    found: list[ImportedRows] = []
     for number, (source, shown) in enumerate(files.items()):
         watch(HowFar(number / len(files), number, "files", what=f"reading {shown}"))
         try:
             if is_trace(source):
-                trace = import_trace(source, mapping=chosen.get(source), gpu=gpu)
-                rows.extend(trace.measurements)
-                warnings.extend(f"{source.name}: {text}" for text in trace.warnings)
-                unmapped.extend(
-                    f"{lost.name}: {lost.kernels} kernels, {lost.seconds:.3g} s: {lost.reason}"
-                    for lost in trace.unmapped
-                )
-                share = f", {trace.unmapped_share:.1%} of the kernel time unmapped"
-                used.append(f"{shown}: {trace.mapping}{share}")
+                one = import_trace(source, mapping=chosen.get(source), gpu=gpu)
             else:
-                table = import_table(source, gpu=gpu, mapping=chosen.get(source), stated=stated)
-                rows.extend(table.measurements)
-                warnings.extend(table.warnings)
-                used.append(f"{shown}: {table.mapping}, {len(table.measurements):,} rows")
-                modules += [source] if table.modules else []
-                sets.update({(known.name, known.place): known for known in table.sets})
+                one = import_table(source, gpu=gpu, mapping=chosen.get(source), stated=stated)
+            found.append(replace(one, read_by=tuple(f"{shown}: {text}" for text in one.read_by)))
         except ValueError as error:
             if source in given:
                 raise
-            warnings.append(f"{shown}: not read: {str(error).removeprefix(f'{source.name}: ')}")
-    if not rows:
+            why = str(error).removeprefix(f"{source.name}: ")
+            found.append(ImportedRows(measurements=(), warnings=(f"{shown}: not read: {why}",)))
+    read = _together(found)
+    if not read.measurements:
         names = ", ".join(source.name for source in sources)
-        more = f"and {len(warnings) - SHOWN} more of the kind" if len(warnings) > SHOWN else ""
-        why = "; ".join(filter(None, (*warnings[:SHOWN], more, *unmapped[:SHOWN])))
+        left = len(read.warnings) - SHOWN
+        more = f"and {left} more of the kind" if left > 0 else ""
+        unmapped = map(str, read.unmapped[:SHOWN])
+        why = "; ".join(filter(None, (*read.warnings[:SHOWN], more, *unmapped)))
         raise ValueError(f"{names}: no kernel time to calibrate from; {why}")
-    return Sources(
-        tuple(rows),
-        tuple(unmapped),
-        tuple(warnings),
-        tuple(used),
-        tuple(sets.values()),
-        tuple(modules),
+    return read
+
+
+def _together(found: Sequence[ImportedRows]) -> ImportedRows:
+    """What several sources give."""
+    sets = {(known.name, known.place): known for one in found for known in one.sets}
+    return ImportedRows(
+        measurements=tuple(row for one in found for row in one.measurements),
+        read_by=tuple(text for one in found for text in one.read_by),
+        warnings=tuple(text for one in found for text in one.warnings),
+        sets=tuple(sets.values()),
+        unmapped=tuple(lost for one in found for lost in one.unmapped),
+        modules=tuple(path for one in found for path in one.modules),
     )
 
 

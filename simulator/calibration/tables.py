@@ -11,8 +11,8 @@ from __future__ import annotations
 
 import re
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from string import Formatter
 from typing import Any
@@ -34,6 +34,7 @@ from hardware_profiles.units import unit_factor
 from hardware_profiles.whole_files import real_path
 from reference_model.formats import multiplied_as
 from reference_model.trace import ALL_TO_ALL_KINDS, KINDS
+from simulator.calibration.imported_rows import ImportedRows, KernelSet
 from simulator.calibration.module_shares import ReadKernel, aside_text, shared_out
 from simulator.calibration.table_files import MOST_LINES, Columns, every_line_read, read_columns
 from simulator.calibration.table_mappings import (
@@ -75,44 +76,13 @@ FIRST_LINE = 2
 """Of a table's rows, after its heading."""
 
 
-@dataclass(frozen=True, slots=True)
-class KernelSet:
-    """One version of some kernels, and how it ranks among others."""
-
-    name: str
-    version: tuple[int, ...] = ()
-    """Numbers of its version, () where it has none."""
-    place: int = 0
-    """Among the kernels of its mapping, the most preferred first."""
-    unless_named: str | None = None
-    """Why it is taken only where it is named."""
-
-
-@dataclass(frozen=True, slots=True)
-class ImportedTable:
-    """What one table gives."""
-
-    mapping: str
-    measurements: tuple[Measurement, ...]
-    warnings: tuple[str, ...]
-    """One for each reason that lines were set aside, with their number."""
-    set_aside: int
-    """Lines without a row."""
-    sets: tuple[KernelSet, ...] = ()
-    """The kernel sets of the rows, where the mapping ranks them."""
-    aside: Mapping[str, int] = field(default_factory=dict)
-    """{reason: lines}"""
-    modules: bool = False
-    """Whether its lines time whole modules."""
-
-
 def import_table(
     path: str | Path,
     *,
     gpu: str,
     mapping: str | None = None,
     stated: Mapping[str, str] | None = None,
-) -> ImportedTable:
+) -> ImportedRows:
     """Read a table of kernel times.
 
     Args:
@@ -176,14 +146,14 @@ def _mapped(
     gpu: GpuProfile,
     path: Path,
     every: int,
-) -> ImportedTable:
+) -> ImportedRows:
     """The rows of a table whose mapping is known, of which every so many lines were read."""
     aside: dict[str, list[int]] = defaultdict(list)
     usable, copies = of_this_gpu(columns, gpu, aside)
     if rules.unused:
         aside[rules.unused].extend(_line_numbers(usable))
-        table = _imported(path, rules.name, (), aside, step=every)
-        return replace(table, modules=bool(rules.modules))
+        modules = (path,) if rules.modules else ()
+        return replace(_imported(path, rules.name, (), aside, step=every), modules=modules)
     for rule in rules.aside:
         if rule.kind is None:
             found = usable & lines_where(columns, rule.where)
@@ -227,28 +197,29 @@ def _mapped(
 def _imported(
     path: Path,
     mapping: str,
-    rows: Iterable[Measurement],
+    rows: Sequence[Measurement],
     aside: Mapping[str, Sequence[int]],
     *,
-    sets: Sequence[KernelSet] = (),
+    sets: tuple[KernelSet, ...] = (),
     step: int,
-) -> ImportedTable:
+) -> ImportedRows:
     """Put rows and what was set aside together, with a warning for each reason."""
     thinned = f"{path.name}: over {MOST_LINES} lines: one of {step} is read, from the first on"
     warnings = [thinned] if step > 1 else []
-    every: set[int] = set()
-    counts = {}
     for reason, lines in aside.items():
         distinct = sorted(set(lines))
         if not distinct:
             continue
-        counts[reason] = len(distinct)
-        every.update(distinct)
         at = ((line - FIRST_LINE) * step + FIRST_LINE for line in distinct[:LINES_NAMED])
         named = ", ".join(map(str, at))
         more = f" and {len(distinct) - LINES_NAMED} more" if len(distinct) > LINES_NAMED else ""
         warnings.append(f"{path.name}: {len(distinct)} x set aside: {reason}: line {named}{more}")
-    return ImportedTable(mapping, tuple(rows), tuple(warnings), len(every), tuple(sets), counts)
+    return ImportedRows(
+        measurements=tuple(rows),
+        read_by=(f"{mapping}, {len(rows):,} rows",),
+        warnings=tuple(warnings),
+        sets=sets,
+    )
 
 
 def _line_numbers(chosen: Lines) -> list[int]:

@@ -24,11 +24,11 @@ from hardware_profiles.schema import load_cluster, load_gpu
 from hardware_profiles.tables import Measurement
 from hardware_profiles.units import Seconds, format_bandwidth
 from reference_model.trace import ALL_TO_ALL_KINDS, Operator
+from simulator.calibration.imported_rows import ImportedRows
 from simulator.workload.profile.kernel_mapping import KernelMapping, load_mapping
 from simulator.workload.profile.kineto import read_kineto
 from simulator.workload.profile.mapped_kernels import (
     MappedKernel,
-    UnmappedKernel,
     best_mapping,
     gpu_of_recording,
     map_kernels,
@@ -38,20 +38,6 @@ from simulator.workload.profile.recording import Kernel, Trace
 from simulator.workload.profile.replay_graph import Role
 
 Interval = tuple[Seconds, Seconds]
-
-
-@dataclass(frozen=True, slots=True)
-class ImportedTrace:
-    """What one trace gives."""
-
-    mapping: str
-    """Name of the mapping that was used."""
-    measurements: tuple[Measurement, ...]
-    unmapped: tuple[UnmappedKernel, ...]
-    """Longest first."""
-    unmapped_share: float
-    """Share of the kernel time."""
-    warnings: tuple[str, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,7 +55,7 @@ class _Launch:
 
 def import_trace(
     path: str | Path, *, mapping: str | KernelMapping | None = None, gpu: str | None = None
-) -> ImportedTrace:
+) -> ImportedRows:
     """Read a profiler trace as measured kernel times.
 
     Args:
@@ -94,12 +80,12 @@ def import_trace(
     warnings = [str(problem) for problem in trace.problems]
     if zero:
         warnings.append(f"{len(zero)} x operator of no measurable time: {', '.join(sorted(zero))}")
-    return ImportedTrace(
-        mapping=rules.name,
+    share = sum(entry.seconds for entry in lost) / total if total else 0.0
+    return ImportedRows(
         measurements=rows,
+        read_by=(f"{rules.name}, {share:.1%} of the kernel time unmapped",),
+        warnings=tuple(f"{Path(path).name}: {text}" for text in warnings),
         unmapped=lost,
-        unmapped_share=sum(entry.seconds for entry in lost) / total if total else 0.0,
-        warnings=tuple(warnings),
     )
 
 

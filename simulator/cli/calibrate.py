@@ -106,8 +106,8 @@ def calibrate(
                 watch=shown.watch,
             )
             named = (*preferred, *load_calibration(base_of(gpu, base)).kernel_sets)
-            choice = choose_versions(read.measurements, read.sets, named=named)
-        print_tables(*explained_tables(read, choice))
+            chosen = choose_versions(read, named=named)
+        print_tables(*explained_tables(read, chosen))
         return
     if out is None:
         raise ValueError("--out is missing: the calibration to write, .yaml; or --explain")
@@ -136,7 +136,7 @@ def calibrate(
             "out": str(out),
         }
         shown.says("holding whole modules against their kernels")
-        modules, cancelling = module_errors(result.modules, load_calibration(str(out)))
+        modules, cancelling = module_errors(result.read.modules, load_calibration(str(out)))
         pooled = write_calibration_run(result, directory, inputs=inputs)
     errors = [pooled_table(pooled, POOLED_ROWS)] if result.profile.fits else []
     if result.transport is not None:
@@ -150,14 +150,14 @@ def calibrate(
     print_tables(*errors, *calibration_tables(result.profile), *beside)
     for line in cancelling:
         print(line)
-    for source in result.read_by:
+    for source in result.read.read_by:
         print(f"read by {source}")
     print(f"kernels: {', '.join(result.profile.kernel_sets)} ({RULE})")
     for line in result.completed:
         print(f"no row of these kernels, taken from the shipped calibration {line}")
-    for lost in result.unmapped:
+    for lost in result.read.unmapped:
         print(f"unmapped: {lost}")
-    for warning in result.warnings:
+    for warning in result.read.warnings:
         print(f"warning: {warning}", file=sys.stderr)
     print(f"calibration: {', '.join(map(str, written))}")
     print(f"report: {directory}/report.html")

@@ -163,9 +163,7 @@ def test_files_kernels_and_what_is_set_aside_are_named(tmp_path):
     (tmp_path / "0.1" / "gemm.csv").write_text(GEMM, encoding="utf-8")
     (tmp_path / "notes.csv").write_text("a,b\n1,2\n", encoding="utf-8")
     read = read_sources([tmp_path], gpu="h800_sxm")
-    sources, kernels, aside = explained_tables(
-        read, choose_versions(read.measurements, read.sets, named=())
-    )
+    sources, kernels, aside = explained_tables(read, choose_versions(read, named=()))
     assert cells(sources, 0) == ["0.1/gemm.csv: infersim_gemm, 1 rows"]
     found = [cells(kernels, column) for column in range(4)]
     assert found == [["gemm fp8_e4m3 -> bfloat16"], ["infersim"], ["yes"], ["1"]]

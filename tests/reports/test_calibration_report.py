@@ -10,16 +10,20 @@ from made_up_rows import held_out
 from hardware_profiles.schema import load_calibration
 from reports.calibration_report import pooled_errors, write_calibration_run
 from simulator.calibration.fit import Calibration
+from simulator.calibration.imported_rows import ImportedRows
+from simulator.workload.profile.mapped_kernels import UnmappedKernel
 
 
 def calibration(rows):
     return Calibration(
         profile=load_calibration("h800_sxm").model_copy(update={"name": "made_up"}),
-        measurements=tuple(row.measurement for row in rows),
+        read=ImportedRows(
+            measurements=tuple(row.measurement for row in rows),
+            unmapped=(UnmappedKernel("strange", "no rule", 1, 3e-5),),
+            warnings=("2 x set aside: line 3, 4",),
+            read_by=("rows.csv: measurements, 60 rows",),
+        ),
         held_out=tuple(rows),
-        unmapped=("strange: 1 kernels, 3e-05 s: no rule",),
-        warnings=("2 x set aside: line 3, 4",),
-        read_by=("rows.csv: measurements, 60 rows",),
     )
 
 
@@ -42,7 +46,8 @@ def test_an_error_far_below_the_noise_is_suspect():
         for one in held_out()
     ]
     result = calibration(held_out())
-    repeated = dataclasses.replace(result, measurements=(*result.measurements, *again))
+    rows = dataclasses.replace(result.read, measurements=(*result.read.measurements, *again))
+    repeated = dataclasses.replace(result, read=rows)
     (pooled,) = pooled_errors(repeated)
     assert pooled.noise_median == pytest.approx(0.18, abs=0.03)
     assert pooled.suspect

@@ -34,10 +34,10 @@ KEPT_ROWS = frozenset(2**exponent for exponent in range(16))
 def engine_rows(folder: Path, gpu: str) -> list[Measurement]:
     """Rows of one GPU's engine kernels, as a shipped table has them."""
     read = read_sources([folder / gpu], gpu=gpu)
-    chosen = choose_versions(read.measurements, read.sets, named=())
+    chosen = choose_versions(read, named=())
     kept = [
         row
-        for row in chosen.rows
+        for row in chosen.measurements
         if row.kind not in TRANSFER_KINDS and row.kind not in ALL_TO_ALL_KINDS
     ]
     return without_repeats(thinned(kept))

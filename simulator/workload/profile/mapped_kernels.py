@@ -79,6 +79,9 @@ class UnmappedKernel:
     seconds: Seconds
     """Sum of their times."""
 
+    def __str__(self) -> str:
+        return f"{self.name}: {self.kernels} kernels, {self.seconds:.3g} s: {self.reason}"
+
 
 def unmapped_kernels(
     trace: Trace,

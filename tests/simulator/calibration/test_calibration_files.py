@@ -72,8 +72,9 @@ def test_rows_timed_in_turns_take_no_part_in_the_fit_of_bursts(tmp_path):
         )
         found.append(result)
     assert found[0].profile.fits == found[1].profile.fits
-    assert len(found[1].measurements) == 112
-    assert found[1].warnings[0].startswith("56 rows of operators timed among the others of a step")
+    assert len(found[1].read.measurements) == 112
+    warning, *_ = found[1].read.warnings
+    assert warning.startswith("56 rows of operators timed among the others of a step")
 
 
 def test_low_latency_kernels_are_written_and_named_beside_a_calibration(tmp_path):

@@ -19,7 +19,7 @@ def test_families_of_few_rows_are_named_and_so_are_rows_that_decide_nothing(tmp_
     write_measurements(path, [*made_up()[:3], *peer])
     result = fit_calibration([path], gpu="h200_sxm", name="few", base=BASE)
     assert result.profile.fits == ()
-    assert result.warnings[:2] == (
+    assert result.read.warnings[:2] == (
         "21 rows are of no kernel or collective operation and decide nothing: peer_copy",
         "3 rows of fewer than 5 sizes a family are not judged: gemm",
     )

@@ -33,7 +33,7 @@ def own_mapping(tmp_path):
 def test_each_source_takes_the_mapping_its_columns_choose(tables):
     read = read_sources(tables, gpu="h800_sxm")
     assert {row.kernel_set for row in read.measurements} == {"infersim"}
-    assert read.mappings == (
+    assert read.read_by == (
         "first.csv: infersim_gemm, 2 rows",
         "second.csv: infersim_gemm, 2 rows",
     )
@@ -52,7 +52,7 @@ def test_a_mapping_without_a_source_is_for_every_source_of_its_format(
         [*tables, trace], gpu="h800_sxm", mappings=[own_mapping, str(made_up_mapping)]
     )
     assert {row.kernel_set for row in read.measurements} == {"mine", "made_up"}
-    assert read.mappings[2] == "trace.json.gz: made_up, 0.0% of the kernel time unmapped"
+    assert read.read_by[2] == "trace.json.gz: made_up, 0.0% of the kernel time unmapped"
 
 
 @pytest.mark.parametrize(
@@ -106,4 +106,4 @@ def test_a_profile_takes_the_mapping_that_names_most_of_its_time():
     if not trace.exists():
         pytest.skip(f"{trace} is not there")
     read = read_sources([trace], gpu="h800_sxm")
-    assert read.mappings[0].startswith("deepseek_train_profile.json: deepseek_training_profile")
+    assert read.read_by[0].startswith("deepseek_train_profile.json: deepseek_training_profile")

@@ -62,7 +62,10 @@ def test_nccl_tests_between_hosts_are_set_aside(tmp_path):
     path.write_text(NCCL_TESTS.replace("on  host-a device  1", "on  host-b device  1"), "utf-8")
     table = import_table(path, gpu="h200_sxm")
     assert table.measurements == ()
-    assert table.aside == {"between hosts: transfers of a network are the cluster's": 2}
+    assert table.warnings == (
+        "alltoall.log: 2 x set aside: between hosts: transfers of a network are the cluster's: "
+        "line 2, 3",
+    )
 
 
 def test_output_of_deepeps_normal_tests_gives_its_best_results(tmp_path):
