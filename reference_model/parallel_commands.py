@@ -252,7 +252,7 @@ def _pipeline(options: argparse.Namespace) -> None:
         timeout_s=options.timeout,
     )
     actions = [action for rank in order.ranks for action in rank]
-    pairs = sum(len(action) > 1 for action in actions)
+    pairs = sum(len(action.chunks) > 1 for action in actions)
     print(
         f"order      {len(order.ranks)} ranks, {order.stages} stages, {order.microbatches}"
         f" micro-batches, {len(actions)} actions, {pairs} of them pairs"

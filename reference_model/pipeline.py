@@ -1,12 +1,7 @@
 """Pipeline parallelism: real ranks run a training step in the order of a schedule.
 
-A schedule holds order only: one line a rank, whose actions are separated by spaces; an action is a
-chunk, or two joined by "&" that form one. A chunk is stage, work and micro-batch, "0F12":
-
-    F    forward of one micro-batch through one stage
-    B    its full backward
-    I    its backward for inputs only
-    W    the weight gradients that I put off
+A schedule holds order only: one line a rank, whose actions (pipeline_actions.py) are separated by
+spaces.
 
 `dsv3sim show schedule dualpipe --ranks 4 --microbatches 8` prints such lines; anything up to a "|"
 is a heading. Which rank runs which stage for which micro-batch follows from the order. Every rank
@@ -22,12 +17,11 @@ send, so all lanes are connected beforehand, in one order.
 
 from __future__ import annotations
 
-import re
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor, distributed, nn
@@ -40,41 +34,31 @@ from reference_model.layers import rotary_angles
 from reference_model.model import Embedding, SavedStep, Transformer, head_input_grad, head_loss
 from reference_model.moe import ExpertRows
 from reference_model.operators import Site
+from reference_model.pipeline_actions import Action, Chunk, parse_action
 from reference_model.precision import Recipe
 from reference_model.ranks import rank_device, run_ranks
 
 PREDICTION_WEIGHT = 0.3
 
-_CHUNK = re.compile(r"(\d+)([FBIW])(\d+)")
-
 
 # -- the order -------------------------------------------------------------------------------------
-
-
-class StageWork(NamedTuple):
-    """One work of one stage on one micro-batch."""
-
-    stage: int
-    work: str
-    """F, B, I or W."""
-    microbatch: int
 
 
 @dataclass(frozen=True, slots=True)
 class Order:
     """What every rank does, in order."""
 
-    ranks: tuple[tuple[tuple[StageWork, ...], ...], ...]
-    """[rank][action]: the chunks of the action."""
+    ranks: tuple[tuple[Action, ...], ...]
+    """[rank]: actions in order."""
 
     @property
-    def chunks(self) -> list[tuple[int, StageWork]]:
+    def chunks(self) -> list[tuple[int, Chunk]]:
         """Rank and chunk, of every action of every rank."""
         return [
             (rank, chunk)
             for rank, actions in enumerate(self.ranks)
             for action in actions
-            for chunk in action
+            for chunk in action.chunks
         ]
 
     @property
@@ -101,23 +85,15 @@ def parse_order(text: str, *, source: str) -> Order:
         if not line.strip():
             continue
         actions = line.rpartition("|")[2].split()
-        ranks.append(tuple(_action(text, f"{source}, line {number}") for text in actions))
+        try:
+            ranks.append(tuple(map(parse_action, actions)))
+        except ValueError as error:
+            raise ValueError(f"{source}, line {number}: {error}") from None
     order = Order(tuple(ranks))
     if not order.chunks:
         raise ValueError(f"{source}: holds no action")
     _check_complete(order, source)
     return order
-
-
-def _action(text: str, where: str) -> tuple[StageWork, ...]:
-    matches = [_CHUNK.fullmatch(part) for part in text.split("&")]
-    chunks = [StageWork(int(m[1]), m[2], int(m[3])) for m in matches if m is not None]
-    if len(chunks) != len(matches):
-        raise ValueError(
-            f"{where}: action {text!r} is not stage, one of F, B, I, W, and micro-batch, such as"
-            " 0F12, nor a pair such as 0F12&7B3"
-        )
-    return tuple(chunks)
 
 
 def _check_complete(order: Order, source: str) -> None:
@@ -240,17 +216,17 @@ Lane = tuple[int, int, str]
 """From rank, to rank, and F or B."""
 
 
-def lanes(order: Order) -> dict[Lane, list[StageWork]]:
+def lanes(order: Order) -> dict[Lane, list[Chunk]]:
     """Every lane between two ranks, with what is sent through it, in the sender's order: the works
     that wait for it, B for I too."""
-    found: dict[Lane, list[StageWork]] = {}
-    for rank, (stage, work, microbatch) in order.chunks:
+    found: dict[Lane, list[Chunk]] = {}
+    for rank, (work, stage, microbatch) in order.chunks:
         to = stage + 1 if work == "F" else stage - 1
         if work == "W" or not 0 <= to < order.stages:
             continue
         peer, kind = order.rank_of[to, microbatch], "F" if work == "F" else "B"
         if peer != rank:
-            found.setdefault((rank, peer, kind), []).append(StageWork(to, kind, microbatch))
+            found.setdefault((rank, peer, kind), []).append(Chunk(kind, to, microbatch))
     return found
 
 
@@ -260,7 +236,7 @@ class _Mail:
     def __init__(self, order: Order, rank: int, device: torch.device) -> None:
         self.rank_of = order.rank_of
         self.rank = rank
-        self.here: dict[StageWork, Tensor] = {}
+        self.here: dict[Chunk, Tensor] = {}
         self.sent: list[tuple[Any, Tensor]] = []
         self.lanes = lanes(order)
         self.arrived = dict.fromkeys(self.lanes, 0)
@@ -271,7 +247,7 @@ class _Mail:
             elif rank == target:
                 distributed.recv(torch.zeros(1, device=device), source, group=group)
 
-    def send(self, tensor: Tensor, to: StageWork) -> None:
+    def send(self, tensor: Tensor, to: Chunk) -> None:
         """Post what a work, F or B, needs."""
         peer = self.rank_of[to.stage, to.microbatch]
         if peer == self.rank:
@@ -283,7 +259,7 @@ class _Mail:
             sending = distributed.isend(tensor, peer, group=self.groups[lane], tag=tag)
             self.sent.append((sending, tensor))
 
-    def receive(self, like: Tensor, to: StageWork, *, from_stage: int) -> Tensor:
+    def receive(self, like: Tensor, to: Chunk, *, from_stage: int) -> Tensor:
         """Wait for what a work needs; `like` has the shape and type of all that comes that way."""
         peer = self.rank_of[from_stage, to.microbatch]
         lane = (peer, self.rank, to.work)
@@ -318,13 +294,13 @@ def run_rank(
     saved: dict[tuple[int, int], SavedStep] = {}
     put_off: dict[tuple[int, int], list[Callable[[], None]]] = {}
     most_held = 0
-    for number, work, microbatch in (chunk for action in order.ranks[rank] for chunk in action):
+    for work, number, microbatch in (c for action in order.ranks[rank] for c in action.chunks):
         stage, key = held[number], (number, microbatch)
         if work == "F":
             stream = None
             if not stage.first:
                 like = tokens.new_empty((2, rows, hidden), dtype=model.recipe.dtype)
-                both = mail.receive(like, StageWork(number, "F", microbatch), from_stage=number - 1)
+                both = mail.receive(like, Chunk("F", number, microbatch), from_stage=number - 1)
                 stream = ResidualStream(both[0], both[1])
             stream, loss, saved[key] = stage.forward(tokens[microbatch], stream)
             if loss is not None:
@@ -332,17 +308,17 @@ def run_rank(
             else:
                 assert stream.update is not None
                 both = torch.stack((stream.residual, stream.update))
-                mail.send(both, StageWork(number + 1, "F", microbatch))
+                mail.send(both, Chunk("F", number + 1, microbatch))
             most_held = max(most_held, len(saved) + len(put_off))
             continue
         if work in "BI":
             grad = None
             if not stage.last:
                 like = tokens.new_empty((rows, hidden), dtype=model.recipe.dtype)
-                grad = mail.receive(like, StageWork(number, "B", microbatch), from_stage=number + 1)
+                grad = mail.receive(like, Chunk("B", number, microbatch), from_stage=number + 1)
             grad, put_off[key] = stage.input_grad(saved.pop(key), grad)
             if not stage.first:
-                mail.send(grad, StageWork(number - 1, "B", microbatch))
+                mail.send(grad, Chunk("B", number - 1, microbatch))
         if work in "BW":
             for weight_grad in put_off.pop(key):
                 weight_grad()

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from hardware_profiles.units import Seconds
+from reference_model.pipeline_actions import FORWARD_WORK
 from reports.perfetto import (
     Event,
     arrow,
@@ -27,7 +28,6 @@ from reports.perfetto import (
 from reports.tables import RunTables, blocks
 from simulator.execution.timeline import Log
 from simulator.execution.training import TrainingRun
-from simulator.workload.schedules.order import FORWARD_WORK
 from simulator.workload.task_graph import Stream
 
 STREAMS = tuple(stream.value for stream in Stream)

@@ -28,12 +28,12 @@ from numpy.typing import NDArray
 from hardware_profiles.fields import read_yaml
 from hardware_profiles.units import Seconds
 from hardware_profiles.whole_files import read_text
+from reference_model.pipeline_actions import FORWARD_WORK
 from reference_model.trace import Operator
 from simulator.calibration.table_files import Columns, read_columns
 from simulator.execution import timeline
 from simulator.execution.pipeline import run_pipeline
 from simulator.workload.schedules.one_f_one_b import one_f_one_b
-from simulator.workload.schedules.order import FORWARD_WORK
 from simulator.workload.task_graph import Stream, Task, TaskGraph
 
 Array = NDArray[np.float64]

@@ -16,6 +16,13 @@ from numpy.typing import NDArray
 
 from hardware_profiles.units import Bytes, Seconds, format_bytes, format_seconds, unit_factor
 from reference_model.parameter_counts import training_flops_per_token
+from reference_model.pipeline_actions import (
+    FORWARD_WORK,
+    FULL_BACKWARD,
+    INPUT_BACKWARD,
+    OVERLAPPED,
+    WEIGHT_GRADIENT,
+)
 from reference_model.trace import ALL_TO_ALL_KINDS, KINDS
 from simulator.analysis.kernels_used import kernels_used, time_by_calibration
 from simulator.analysis.published import beside_published, metric_at
@@ -39,13 +46,6 @@ from simulator.hardware.network.fabric_load import NO_LIMIT, FabricLoad
 from simulator.hardware.prediction import PROVENANCES
 from simulator.scenario.training import TrainingJob
 from simulator.workload.layout import stage_texts
-from simulator.workload.schedules.order import (
-    FORWARD_WORK,
-    FULL_BACKWARD,
-    INPUT_BACKWARD,
-    OVERLAPPED,
-    WEIGHT_GRADIENT,
-)
 from simulator.workload.tensor_parallel import straddling
 
 _DAY = unit_factor("d", "time")

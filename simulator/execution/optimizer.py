@@ -28,6 +28,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hardware_profiles.units import Bytes, Seconds
+from reference_model.pipeline_actions import FORWARD_WORK, INPUT_BACKWARD, WEIGHT_GRADIENT, Action
 from reference_model.trace import Operator
 from simulator.execution.host_state import host_state, offloaded_update
 from simulator.execution.training_fabric import StepLoads, collective_groups, copies_of
@@ -38,13 +39,7 @@ from simulator.hardware.network.transfers import Collective, Transfers
 from simulator.hardware.prediction import Prediction
 from simulator.workload.layout import ParallelLayout
 from simulator.workload.muon import newton_schulz
-from simulator.workload.schedules.order import (
-    FORWARD_WORK,
-    INPUT_BACKWARD,
-    WEIGHT_GRADIENT,
-    Action,
-    Schedule,
-)
+from simulator.workload.schedules.order import Schedule
 from simulator.workload.sharding import (
     BF16_BYTES,
     HeldParameters,

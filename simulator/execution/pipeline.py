@@ -16,10 +16,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hardware_profiles.by_content import Keyed, object_key
+from reference_model.pipeline_actions import Action
 from simulator.execution.timeline import Times
 from simulator.workload.schedules.bubbles import IdealTimes
 from simulator.workload.schedules.grid import render_window
-from simulator.workload.schedules.order import Action, RunOrder, Schedule
+from simulator.workload.schedules.order import RunOrder, Schedule
 
 
 class Deadlock(RuntimeError):

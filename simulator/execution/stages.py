@@ -17,17 +17,12 @@ from dataclasses import dataclass
 import numpy as np
 
 from hardware_profiles.units import Bytes, Seconds
+from reference_model.pipeline_actions import FORWARD_WORK, FULL_BACKWARD, OVERLAPPED, Action
 from simulator.execution.pipeline import run_pipeline
 from simulator.execution.training_chunks import ChunkKey, chunk_key
 from simulator.hardware.network.fabric_load import FabricLoad
 from simulator.workload.layout import Stage, even_splits
-from simulator.workload.schedules.order import (
-    FORWARD_WORK,
-    FULL_BACKWARD,
-    OVERLAPPED,
-    Action,
-    Schedule,
-)
+from simulator.workload.schedules.order import Schedule
 
 SHORTLIST = 8
 """Splits that run with the times of their own chunks."""

@@ -26,6 +26,7 @@ from hardware_profiles.by_content import Keyed, object_key
 from hardware_profiles.schema import ClusterProfile
 from hardware_profiles.units import Seconds
 from reference_model.config import ModelConfig
+from reference_model.pipeline_actions import OVERLAPPED
 from simulator.execution import timeline
 from simulator.execution.host_state import HostState
 from simulator.execution.optimizer import (
@@ -54,10 +55,7 @@ from simulator.workload.experts import place_experts, uniform_popularity
 from simulator.workload.layout import ParallelLayout, Stage
 from simulator.workload.load import Load
 from simulator.workload.memory import GpuMemory, mtp_alone
-from simulator.workload.schedules.order import (
-    OVERLAPPED,
-    Schedule,
-)
+from simulator.workload.schedules.order import Schedule
 from simulator.workload.sharding import BF16_BYTES, HeldParameters, Sharding
 
 PAIR_LAYERS: Stage = ("moe",) * 4

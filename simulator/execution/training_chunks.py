@@ -18,6 +18,14 @@ from numpy.typing import NDArray
 
 from hardware_profiles.by_content import Keyed, object_key
 from hardware_profiles.units import Seconds, format_bandwidth
+from reference_model.pipeline_actions import (
+    FORWARD_WORK,
+    FULL_BACKWARD,
+    INPUT_BACKWARD,
+    OVERLAPPED,
+    WEIGHT_GRADIENT,
+    Action,
+)
 from reference_model.trace import ALL_TO_ALL_KINDS, Operator
 from simulator.execution import timeline
 from simulator.execution.optimizer import ChunkState, with_state_collectives
@@ -29,14 +37,6 @@ from simulator.hardware.network.transfers import exchange_sms
 from simulator.hardware.prediction import Prediction
 from simulator.workload.chunk import OperatorsOf, lower_chunk, lower_weights
 from simulator.workload.layout import Stage, stage_text
-from simulator.workload.schedules.order import (
-    FORWARD_WORK,
-    FULL_BACKWARD,
-    INPUT_BACKWARD,
-    OVERLAPPED,
-    WEIGHT_GRADIENT,
-    Action,
-)
 from simulator.workload.state_tasks import STATE, StateTasks, is_state_collective
 from simulator.workload.task_graph import Stream, TaskGraph
 from simulator.workload.tensor_parallel import gathered_bytes, shared_axis

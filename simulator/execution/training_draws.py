@@ -18,6 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hardware_profiles.units import Seconds
+from reference_model.pipeline_actions import OVERLAPPED, WEIGHT_GRADIENT
 from simulator.execution import timeline
 from simulator.execution.draws import TAIL, Draws, drawn, estimated, scaled_seconds
 from simulator.execution.optimizer import OptimizerStep
@@ -42,7 +43,6 @@ from simulator.hardware.costs import KernelCostModel
 from simulator.hardware.prediction import NORMAL_80, Prediction
 from simulator.workload.layout import Stage, kind_of
 from simulator.workload.schedules.held import held_activations
-from simulator.workload.schedules.order import OVERLAPPED, WEIGHT_GRADIENT
 from simulator.workload.skew import Single, clock_times, slow_machines
 from simulator.workload.task_graph import Stream, TaskGraph
 

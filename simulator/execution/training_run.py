@@ -17,6 +17,7 @@ from hardware_profiles.schema import GpuProfile
 from hardware_profiles.suggestions import meant_or_known
 from hardware_profiles.units import Bytes, Seconds
 from reference_model.config import ModelConfig
+from reference_model.pipeline_actions import OVERLAPPED, WEIGHT_GRADIENT
 from reference_model.trace import Operator, OperatorTrace, Split, part_of
 from simulator.execution.expert_reach import expert_reach
 from simulator.execution.host_state import host_states
@@ -65,7 +66,7 @@ from simulator.workload.recorded import TraceOf
 from simulator.workload.schedules.files import is_schedule_file
 from simulator.workload.schedules.held import held_activations
 from simulator.workload.schedules.known import SCHEDULES, build_schedule
-from simulator.workload.schedules.order import OVERLAPPED, WEIGHT_GRADIENT, Schedule
+from simulator.workload.schedules.order import Schedule
 from simulator.workload.sharding import OPTIMIZERS, HeldParameters, Sharding
 from simulator.workload.state_tasks import state_operators
 from simulator.workload.tensor_parallel import check_tokens

@@ -5,11 +5,11 @@ from itertools import combinations
 import numpy as np
 import pytest
 
+from reference_model.pipeline_actions import WORKS
 from reference_model.trace import PHASES as TRACED_PHASES
 from reports import palette
 from reports.palette import BACKGROUND, HUES, LINK, MUTED, SOFT, contrast, luminance, words_on
 from simulator.hardware.prediction import PROVENANCES
-from simulator.workload.schedules.order import WORKS
 
 # What is left of linear red, green and blue for eyes without one sort of cones (Machado, Oliveira
 # and Fernandes 2009, table 1, severity 1.0).

@@ -10,9 +10,10 @@ from itertools import pairwise
 import numpy as np
 from numpy.typing import NDArray
 
+from reference_model.pipeline_actions import FORWARD_WORK, OVERLAPPED, WEIGHT_GRADIENT
 from simulator.workload.schedules.held import held_activations
 from simulator.workload.schedules.known import build_schedule
-from simulator.workload.schedules.order import FORWARD_WORK, OVERLAPPED, WEIGHT_GRADIENT, Schedule
+from simulator.workload.schedules.order import Schedule
 
 
 @dataclass(frozen=True, slots=True)

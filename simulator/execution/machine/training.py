@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hardware_profiles.units import Seconds
+from reference_model.pipeline_actions import OVERLAPPED
 from reference_model.trace import ALL_TO_ALL_KINDS, Operator
 from simulator.execution import timeline
 from simulator.execution.machine.exchange import copy_rates, normal_transfer
@@ -47,7 +48,6 @@ from simulator.hardware.network.fabric_load import NO_LIMIT
 from simulator.hardware.network.flows import Network
 from simulator.hardware.prediction import Prediction
 from simulator.scenario.events import CHANNELS, Channel
-from simulator.workload.schedules.order import OVERLAPPED
 from simulator.workload.skew import clock_times, slow_machines
 from simulator.workload.tensor_parallel import shared_axis
 

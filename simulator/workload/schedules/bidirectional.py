@@ -6,16 +6,15 @@ both by phases as in the repository deepseek-ai/DualPipe.
 
 from collections import deque
 
-from simulator.workload.schedules.order import (
+from reference_model.pipeline_actions import (
     FORWARD_WORK,
     FULL_BACKWARD,
     INPUT_BACKWARD,
     WEIGHT_GRADIENT,
     Action,
     Chunk,
-    Schedule,
-    require_size,
 )
+from simulator.workload.schedules.order import Schedule, require_size
 
 
 def dualpipe(ranks: int, microbatches: int) -> Schedule:

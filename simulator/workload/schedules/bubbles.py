@@ -16,7 +16,8 @@ interleaved is that of 1F1B over v. Each form is exact in its domain, which the 
 from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
-from simulator.workload.schedules.order import Action, Schedule
+from reference_model.pipeline_actions import Action
+from simulator.workload.schedules.order import Schedule
 
 
 class IdealTimes(NamedTuple):

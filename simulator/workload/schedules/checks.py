@@ -3,17 +3,16 @@
 from collections import deque
 from collections.abc import Mapping
 
-from simulator.workload.schedules.grid import render_window
-from simulator.workload.schedules.order import (
+from reference_model.pipeline_actions import (
     FORWARD_WORK,
     FULL_BACKWARD,
     OVERLAPPED,
     WORKS,
     Action,
     Chunk,
-    Need,
-    Schedule,
 )
+from simulator.workload.schedules.grid import render_window
+from simulator.workload.schedules.order import Need, Schedule
 
 
 def check_schedule(schedule: Schedule) -> None:

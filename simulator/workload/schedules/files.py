@@ -13,8 +13,9 @@ from itertools import count
 from pathlib import Path
 
 from hardware_profiles.whole_files import read_text
+from reference_model.pipeline_actions import Action, parse_action
 from simulator.workload.schedules.checks import check_schedule
-from simulator.workload.schedules.order import Action, Schedule, parse_action
+from simulator.workload.schedules.order import Schedule
 
 _ROW = re.compile(r"\s*rank\s+(\d+)\s*(?:\([^)]*\))?\s*\|(.*)")
 

@@ -4,14 +4,8 @@ Source: Huang et al. 2019 (arXiv 1811.06965); backwards in the order of the micr
 torch.distributed.pipelining has them.
 """
 
-from simulator.workload.schedules.order import (
-    FORWARD_WORK,
-    FULL_BACKWARD,
-    Action,
-    Chunk,
-    Schedule,
-    require_size,
-)
+from reference_model.pipeline_actions import FORWARD_WORK, FULL_BACKWARD, Action, Chunk
+from simulator.workload.schedules.order import Schedule, require_size
 
 
 def gpipe(ranks: int, microbatches: int) -> Schedule:

@@ -7,12 +7,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hardware_profiles.by_content import Keyed, object_key
-from simulator.workload.schedules.order import (
-    FORWARD_WORK,
-    INPUT_BACKWARD,
-    WEIGHT_GRADIENT,
-    Schedule,
-)
+from reference_model.pipeline_actions import FORWARD_WORK, INPUT_BACKWARD, WEIGHT_GRADIENT
+from simulator.workload.schedules.order import Schedule
 
 
 @dataclass(frozen=True, slots=True)

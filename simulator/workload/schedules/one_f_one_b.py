@@ -9,14 +9,8 @@ interleaved stages and for one rank, here the same rule holds for any number of 
 
 from collections.abc import Iterable
 
-from simulator.workload.schedules.order import (
-    FORWARD_WORK,
-    FULL_BACKWARD,
-    Action,
-    Chunk,
-    Schedule,
-    require_size,
-)
+from reference_model.pipeline_actions import FORWARD_WORK, FULL_BACKWARD, Action, Chunk
+from simulator.workload.schedules.order import Schedule, require_size
 
 
 def one_f_one_b(ranks: int, microbatches: int) -> Schedule:

@@ -11,16 +11,15 @@ it, as its optimizer validates the gradient norm afterwards (`training.optimizer
 from collections import Counter
 from collections.abc import Iterable
 
-from simulator.workload.schedules.one_f_one_b import chunks_in_groups, group_size
-from simulator.workload.schedules.order import (
+from reference_model.pipeline_actions import (
     FORWARD_WORK,
     INPUT_BACKWARD,
     WEIGHT_GRADIENT,
     Action,
     Chunk,
-    Schedule,
-    require_size,
 )
+from simulator.workload.schedules.one_f_one_b import chunks_in_groups, group_size
+from simulator.workload.schedules.order import Schedule, require_size
 
 
 def zb_h1(ranks: int, microbatches: int, *, virtual_stages: int = 1) -> Schedule:

@@ -6,6 +6,13 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
+from reference_model.pipeline_actions import (
+    FORWARD_WORK,
+    FULL_BACKWARD,
+    INPUT_BACKWARD,
+    OVERLAPPED,
+    WEIGHT_GRADIENT,
+)
 from simulator.analysis import training_metrics as training_metrics_module
 from simulator.analysis.run import simulate
 from simulator.analysis.training_metrics import (
@@ -26,13 +33,6 @@ from simulator.execution.host_state import HostState, averaging_seconds
 from simulator.hardware.network.fabric_load import FabricLoad
 from simulator.hardware.prediction import MEASURED, MODELLED
 from simulator.scenario.files import load_scenario
-from simulator.workload.schedules.order import (
-    FORWARD_WORK,
-    FULL_BACKWARD,
-    INPUT_BACKWARD,
-    OVERLAPPED,
-    WEIGHT_GRADIENT,
-)
 
 
 def busy(seconds):

@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from reference_model.pipeline_actions import Action, parse_action
 from simulator.execution.pipeline import (
     Deadlock,
     PipelineRun,
@@ -21,7 +22,7 @@ from simulator.workload.schedules.bidirectional import dualpipev
 from simulator.workload.schedules.bubbles import IdealTimes
 from simulator.workload.schedules.known import SCHEDULES
 from simulator.workload.schedules.one_f_one_b import one_f_one_b
-from simulator.workload.schedules.order import Action, Schedule, parse_action
+from simulator.workload.schedules.order import Schedule
 
 EQUAL = IdealTimes(forward=1, input_backward=1, weight_gradient=1, overlapped=3)
 

@@ -6,6 +6,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
+from reference_model.pipeline_actions import INPUT_BACKWARD, OVERLAPPED, WEIGHT_GRADIENT
 from simulator.analysis.run import simulate
 from simulator.execution import timeline, training_draws
 from simulator.execution.draws import Draws, drawn, scaled_seconds
@@ -20,7 +21,6 @@ from simulator.execution.training_draws import (
 from simulator.execution.training_ranks import RowsOfLayers, durations, group_spans
 from simulator.hardware.prediction import NORMAL_80, one_time
 from simulator.scenario.files import load_scenario
-from simulator.workload.schedules.order import INPUT_BACKWARD, OVERLAPPED, WEIGHT_GRADIENT
 from simulator.workload.task_graph import Stream, Task, TaskGraph
 
 MAIN = "dualpipe_h800_2048"

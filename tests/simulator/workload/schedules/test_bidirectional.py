@@ -1,8 +1,8 @@
 """DualPipe and DualPipeV: counts and layouts are those of the papers."""
 
+from reference_model.pipeline_actions import Action
 from simulator.workload.schedules.bidirectional import dualpipe, dualpipev
 from simulator.workload.schedules.one_f_one_b import interleaved
-from simulator.workload.schedules.order import Action
 
 
 def test_dualpipe_has_the_chunk_counts_of_the_published_code() -> None:

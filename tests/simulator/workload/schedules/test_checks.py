@@ -4,10 +4,11 @@ import dataclasses
 
 import pytest
 
+from reference_model.pipeline_actions import Action, parse_action
 from simulator.workload.schedules.bidirectional import dualpipev
 from simulator.workload.schedules.checks import check_schedule
 from simulator.workload.schedules.one_f_one_b import one_f_one_b
-from simulator.workload.schedules.order import Action, Schedule, parse_action
+from simulator.workload.schedules.order import Schedule
 from simulator.workload.schedules.zero_bubble import zb_h1
 
 

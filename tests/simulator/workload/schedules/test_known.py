@@ -4,10 +4,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from reference_model.pipeline_actions import parse_action
 from simulator.workload.schedules.checks import check_schedule
 from simulator.workload.schedules.held import held_activations
 from simulator.workload.schedules.known import SCHEDULES, WITH_VIRTUAL_STAGES, build_schedule
-from simulator.workload.schedules.order import Schedule, parse_action
+from simulator.workload.schedules.order import Schedule
 
 
 @st.composite
