@@ -41,9 +41,6 @@ from simulator.workload.gating import GroupScore, random_scores, select_experts
 Rows = NDArray[np.float64]
 Indices = NDArray[np.int64]
 
-EXACT_DRAWS = 2**21
-"""Up to this many (token, layer, expert) scores, choices are drawn token by token."""
-
 
 @dataclass(frozen=True, slots=True)
 class ExpertPlacement:
@@ -335,24 +332,6 @@ def drifted(popularity: Rows, *, sd: float, rng: np.random.Generator) -> Rows:
     later = popularity * np.exp(sd * rng.standard_normal(popularity.shape))
     scaled: Rows = later * (popularity.sum(axis=1) / later.sum(axis=1))[:, None]
     return scaled
-
-
-def draw_rows(
-    popularity: Rows, *, tokens: int, top_k: int, rng: np.random.Generator
-) -> NDArray[np.float64]:
-    """[layers, experts], rows of each expert when `tokens` choose `top_k` different experts each.
-
-    Few tokens choose one by one (the top_k largest of popularity times an exponential race). Many
-    are drawn as one multinomial of tokens x top_k choices, which lets a token choose an expert
-    twice: variance too large by (1 - 1/experts) / (1 - top_k/experts), 3% for 8 of 256.
-    """
-    layers, experts = popularity.shape
-    if tokens * layers * experts > EXACT_DRAWS:
-        return np.stack([rng.multinomial(tokens * top_k, row) for row in popularity]).astype(float)
-    with np.errstate(divide="ignore"):
-        race = rng.exponential(size=(layers, tokens, experts)) / popularity[:, None, :]
-    chosen = np.argpartition(race, top_k - 1, axis=2)[:, :, :top_k].reshape(layers, -1)
-    return np.stack([np.bincount(row, minlength=experts) for row in chosen]).astype(float)
 
 
 def share_of_tokens(

@@ -5,7 +5,6 @@ of it. Sources: DeepSeek-V3 Technical Report (arXiv 2412.19437), section 2.1.2 a
 routing of 2.1.2; the maximum rule is how DeepEP's internode test makes its traffic.
 """
 
-import math
 from typing import Literal
 
 import numpy as np
@@ -73,15 +72,3 @@ def random_scores(
     if kind == "absolute":
         return np.abs(logits) + np.float32(1)
     return np.asarray(1 / (1 + np.exp(-logits)), dtype=np.float32)
-
-
-def expected_groups(*, experts: int, groups: int, kept_groups: int, top_k: int) -> float:
-    """Distinct groups a token reaches when its experts are drawn at random from its kept groups.
-
-    kept (1 - C(n - s, k) / C(n, k)) with n experts in the kept groups and s in one of them. A real
-    gate reaches more, because it prefers groups by their best experts.
-    """
-    size = experts // groups
-    pool = kept_groups * size
-    miss = math.comb(pool - size, top_k) / math.comb(pool, top_k)
-    return kept_groups * (1 - miss)

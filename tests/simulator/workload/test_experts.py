@@ -13,7 +13,6 @@ from reference_model.balance import write_expert_load
 from reference_model.config import load_model_config
 from simulator.workload.experts import (
     POLICIES,
-    draw_rows,
     drifted,
     place_experts,
     read_popularity,
@@ -240,14 +239,6 @@ def test_what_cannot_be_placed_is_one_clear_error(change, message):
     arguments = {"gpus": 4, "nodes": 2, "groups": 2, "redundant": 0, "policy": "hierarchical"}
     with pytest.raises(ValueError, match=message):
         place_experts(uniform_popularity(1, 16), **(arguments | change))
-
-
-def test_drawn_rows_are_tokens_times_top_k_and_no_expert_has_more_than_all_tokens():
-    rng = np.random.default_rng(1)
-    for tokens in (3, 4096):
-        rows = draw_rows(uniform_popularity(5, 256), tokens=tokens, top_k=8, rng=rng)
-        assert rows.sum(axis=1).tolist() == [tokens * 8.0] * 5
-        assert rows.max() <= tokens
 
 
 def destinations(slots, count):
