@@ -148,7 +148,7 @@ def timed_cells(
     timed = time_step(step, duration_s=duration_s, host=host)
     with OperatorRecorder() as recorder:
         eager()
-    issued = [call.operator for call in recorder.recorded]
+    issued = recorder.recorded
     cells = {
         "seconds": f"{timed.seconds:.6g}",
         "spread": f"{timed.spread:.3g}",

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -436,37 +436,12 @@ _DESCRIPTIONS: dict[str, _Description] = {
 """Name of a custom operator -> its trace operator."""
 
 
-class Recorded(NamedTuple):
-    """One call of a custom operator."""
-
-    operator: Operator
-    bytes_read: int
-    """Bytes of the tensors that went in; of a whole table, where only some rows are read."""
-    bytes_written: int
-
-
 def describe_call(
     func: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any], result: Any
-) -> Recorded:
+) -> Operator:
     """Describe a call of a custom operator (`func`, an OpOverload) as an operator of a trace."""
-    schema = func._schema.arguments
-    arguments = dict(zip((argument.name for argument in schema), args, strict=False)) | dict(kwargs)
-    results: list[Tensor] = []
-    if result is not None:
-        results = [result] if isinstance(result, Tensor) else list(result)
+    arguments, results = arguments_of(func, args, kwargs), _results(result)
     description = _DESCRIPTIONS[func._schema.name.split("::")[1]]
-
-    read, written = 0, sum(map(_bytes, results))
-    for argument in schema:
-        value = arguments.get(argument.name)
-        for tensor in value if isinstance(value, list | tuple) else [value]:
-            if not isinstance(tensor, Tensor):
-                continue
-            if argument.name not in _WRITTEN_ONLY:
-                read += _bytes(tensor)
-            if argument.alias_info is not None and argument.alias_info.is_write:
-                written += _bytes(tensor)
-
     phase, segment, name, *recompute = arguments["site"].split(":")
     result_tensor = arguments[description.result] if description.result else None
     operator = Operator(
@@ -482,7 +457,38 @@ def describe_call(
         accumulate=description.accumulate,
     )
     assert {size for size, _ in operator.sizes} == set(KINDS[operator.kind].sizes), operator
-    return Recorded(operator, read, written)
+    return operator
+
+
+def tensor_bytes(
+    func: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any], result: Any
+) -> tuple[int, int]:
+    """Bytes of the tensors that go into a call and that come out of it; of a whole table, where
+    only some rows are read."""
+    arguments = arguments_of(func, args, kwargs)
+    read, written = 0, sum(map(_bytes, _results(result)))
+    for argument in func._schema.arguments:
+        value = arguments.get(argument.name)
+        for tensor in value if isinstance(value, list | tuple) else [value]:
+            if not isinstance(tensor, Tensor):
+                continue
+            if argument.name not in _WRITTEN_ONLY:
+                read += _bytes(tensor)
+            if argument.alias_info is not None and argument.alias_info.is_write:
+                written += _bytes(tensor)
+    return read, written
+
+
+def arguments_of(func: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> dict[str, Any]:
+    """{name: value} of a call of a custom operator."""
+    names = (argument.name for argument in func._schema.arguments)
+    return dict(zip(names, args, strict=False)) | dict(kwargs)
+
+
+def _results(result: Any) -> list[Tensor]:
+    if result is None:
+        return []
+    return [result] if isinstance(result, Tensor) else list(result)
 
 
 def _type_of(value: Tensor | Sequence[Tensor]) -> str:

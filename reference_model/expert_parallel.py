@@ -18,6 +18,7 @@ from torch import Tensor, distributed
 from reference_model import operators as ops
 from reference_model import peer_operators as peer_ops
 from reference_model.blocks import MoEBlock
+from reference_model.calls import arguments_of
 from reference_model.config import ModelConfig
 from reference_model.gpu import choose_kernels
 from reference_model.model import Transformer
@@ -201,15 +202,14 @@ class PeerRecorder(OperatorRecorder):  # type: ignore[no-untyped-call]
     ) -> Any:
         result = super().__torch_dispatch__(func, types, args, kwargs)
         if func.namespace == NAMESPACE:
-            names = (argument.name for argument in func._schema.arguments)
-            arguments = dict(zip(names, args, strict=False)) | dict(kwargs or {})
+            arguments = arguments_of(func, args, kwargs or {})
             if "sent" in arguments:
                 row = sum(
                     tensor.shape[1] * tensor.element_size()
                     for tensor in map(arguments.get, self._PAYLOAD)
                     if tensor is not None
                 )
-                operator = self.recorded[-1].operator
+                operator = self.recorded[-1]
                 self.traffic.append(
                     PeerTraffic(
                         operator.name,

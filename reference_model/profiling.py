@@ -76,7 +76,7 @@ def profile_layer(
         raise torch.cuda.OutOfMemoryError(
             f"{layer_kind} layer of hidden size {config.hidden_size} with {workload}: {error}"
         ) from error
-    operators = [recorded.operator for recorded in recorder.recorded]
+    operators = recorder.recorded
     return match_operators(operators, profile_document(p))
 
 

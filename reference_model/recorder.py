@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from reference_model.blocks import Block, DenseBlock, MoEBlock, ResidualStream, run_weight_grads
-from reference_model.calls import Recorded, describe_call
+from reference_model.calls import describe_call, tensor_bytes
 from reference_model.config import ModelConfig
 from reference_model.layers import RMSNorm, Weight, gradient, rotary_angles
 from reference_model.model import Embedding, Head, MultiTokenPrediction, head_input_grad, head_loss
@@ -43,7 +43,9 @@ class OperatorRecorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
-        self.recorded: list[Recorded] = []
+        self.recorded: list[Operator] = []
+        self.tensor_bytes: list[tuple[int, int]] = []
+        """Of each, what its tensors say that it reads and writes."""
         self.others: list[str] = []
         """ATen operators called outside the custom ones, in order."""
         self.saved: dict[str, int] = {}
@@ -59,6 +61,7 @@ class OperatorRecorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         result = func(*args, **(kwargs or {}))
         if func.namespace == NAMESPACE:
             self.recorded.append(describe_call(func, args, kwargs or {}, result))
+            self.tensor_bytes.append(tensor_bytes(func, args, kwargs or {}, result))
         else:
             self.others.append(str(func))
         return result
@@ -371,23 +374,23 @@ def record_trace(
 
 def solve_layer(
     kind: str,
-    points: Sequence[Sequence[Recorded]],
-    unseen: Sequence[Recorded],
+    points: Sequence[Sequence[Operator]],
+    unseen: Sequence[Operator],
     *,
     split: Split = WHOLE,
 ) -> list[OperatorTemplate]:
     templates = []
-    for *calls, check in zip(*points, unseen, strict=True):
-        first = calls[0].operator
+    for *seen, check in zip(*points, unseen, strict=True):
+        first = seen[0]
         what = f"layer {kind}, {first.phase} {first.name}"
-        if any(_identity(call.operator) != _identity(first) for call in (*calls, check)):
+        if any(_identity(operator) != _identity(first) for operator in (*seen, check)):
             raise ValueError(f"{what}: which operator is issued depends on the workload")
         sizes = tuple(
             (
                 name,
                 solve_affine(
-                    [call.operator[name] for call in calls],
-                    check.operator[name],
+                    [operator[name] for operator in seen],
+                    check[name],
                     what=f"{what}, size {name}",
                     split=split,
                 ),

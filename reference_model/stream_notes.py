@@ -70,7 +70,7 @@ class Notes(TorchDispatchMode):  # type: ignore[no-untyped-call]
     ) -> Any:
         result = func(*args, **(kwargs or {}))
         if func.namespace == NAMESPACE:
-            o = describe_call(func, args, kwargs or {}, result).operator
+            o = describe_call(func, args, kwargs or {}, result)
             self.note((o.name, o.phase, o.kind, pairs_text(o.sizes), o.dtype))
         return result
 

@@ -3,7 +3,7 @@
 import torch
 
 from reference_model import operators as ops
-from reference_model.calls import describe_call
+from reference_model.calls import describe_call, tensor_bytes
 
 
 def test_a_call_becomes_an_operator_with_its_sizes_types_and_bytes():
@@ -12,8 +12,8 @@ def test_a_call_becomes_an_operator_with_its_sizes_types_and_bytes():
     weight = torch.empty(96, device=meta)
     call = ops.rmsnorm._opoverload
     site = "forward:attn:norm:recompute"
-    recorded = describe_call(call, (x, weight), {"eps": 1e-6, "site": site}, torch.empty_like(x))
-    operator = recorded.operator
+    called = (call, (x, weight), {"eps": 1e-6, "site": site}, torch.empty_like(x))
+    operator = describe_call(*called)
     assert (operator.kind, operator.dtype, operator.out_dtype) == (
         "rmsnorm",
         "bfloat16",
@@ -23,4 +23,4 @@ def test_a_call_becomes_an_operator_with_its_sizes_types_and_bytes():
     assert operator.recompute
     assert dict(operator.sizes) == {"rows": 4, "columns": 96}
     # 4 x 96 values of 2 bytes and 96 weights of 4.
-    assert (recorded.bytes_read, recorded.bytes_written) == (768 + 384, 768)
+    assert tensor_bytes(*called) == (768 + 384, 768)

@@ -127,7 +127,7 @@ def test_every_part_issues_the_operators_of_its_phase_and_segment():
             )  # fmt: skip
     ends = [begin for _, _, begin in noted.found[1:]] + [len(recorder.recorded)]
     for (_, part, begin), end in zip(noted.found, ends, strict=True):
-        issued = [recorded.operator for recorded in recorder.recorded[begin:end]]
+        issued = recorder.recorded[begin:end]
         assert issued
         assert {(o.phase, o.segment) for o in issued} == {(part.phase, part.segment)}
 

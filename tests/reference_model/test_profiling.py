@@ -50,7 +50,7 @@ def on_meta() -> list[dict]:
             "out_dtype": o.out_dtype,
             "sizes": dict(o.sizes),
         }
-        for o in (r.operator for r in recorded)
+        for o in recorded
     ]
 
 

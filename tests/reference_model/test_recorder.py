@@ -51,12 +51,10 @@ def test_formulas_equal_the_bytes_of_the_recorded_tensors(name, kind):
         load_model_config("debug"), kind, Workload(384, 128, 3, 640, 512, 3),
         recipe=Recipe(name, "reference"),
     )  # fmt: skip
-    for operator, bytes_read, bytes_written in record.recorded:
+    for operator, moved in zip(record.recorded, record.tensor_bytes, strict=True):
         if operator.kind in ("embedding", "embedding_backward"):
             continue  # of the table only the rows of the tokens are touched
-        assert (operator.bytes_read, operator.bytes_written) == (bytes_read, bytes_written), (
-            operator
-        )
+        assert (operator.bytes_read, operator.bytes_written) == moved, operator
 
 
 @pytest.mark.parametrize("name", RECIPES)
@@ -65,20 +63,18 @@ def test_formulas_of_sparse_attention_equal_the_bytes_of_the_recorded_tensors(mo
     workload = Workload(4096, 4096, 1, 640, 512, 1)
     config = dataclasses.replace(load_model_config(model), vocab_size=16)
     record = record_layer(config, "dense", workload, recipe=Recipe(name, "reference"))
-    kinds = {operator.kind for operator, _, _ in record.recorded}
+    kinds = {operator.kind for operator in record.recorded}
     assert {"attention_masked_forward", "attention_masked_backward", "index_topk"} <= kinds
     assert set(record.others) <= ALLOWED | {"aten.select.int"}
-    for operator, bytes_read, bytes_written in record.recorded:
-        assert (operator.bytes_read, operator.bytes_written) == (bytes_read, bytes_written), (
-            operator
-        )
+    for operator, moved in zip(record.recorded, record.tensor_bytes, strict=True):
+        assert (operator.bytes_read, operator.bytes_written) == moved, operator
 
 
 @pytest.mark.parametrize("kind", ["embedding", "dense", "moe", "mtp", "head"])
 def test_formulas_equal_the_bytes_at_full_size(layers, kind):
-    for operator, bytes_read, bytes_written in layers[kind].recorded:
+    for operator, moved in zip(layers[kind].recorded, layers[kind].tensor_bytes, strict=True):
         if operator.kind not in ("embedding", "embedding_backward"):
-            assert (operator.bytes_read, operator.bytes_written) == (bytes_read, bytes_written)
+            assert (operator.bytes_read, operator.bytes_written) == moved
 
 
 @pytest.mark.parametrize("kind", ["embedding", "dense", "moe", "mtp", "head"])
@@ -89,7 +85,7 @@ def test_nothing_runs_outside_the_operators(layers, kind):
 @pytest.mark.parametrize("kind", ["dense", "moe", "mtp", "head"])
 def test_operator_names_are_unique_within_a_phase(layers, kind):
     names = collections.Counter(
-        (call.operator.phase, call.operator.name) for call in layers[kind].recorded
+        (operator.phase, operator.name) for operator in layers[kind].recorded
     )
     assert max(names.values()) == 1
 
@@ -129,7 +125,7 @@ def test_model_flops_of_a_trace_equal_the_formula_of_its_config(config):
 
 
 def test_recomputation_repeats_the_mla_up_projection_and_the_scores(layers):
-    recorded = [call.operator for call in layers["moe"].recorded]
+    recorded = layers["moe"].recorded
     again = {o.name for o in recorded if o.recompute}
     assert {"attention.q_b_proj", "attention.kv_b_proj", "shared_experts.swiglu"} <= again
     assert {"attention.q_a_norm", "attention.kv_a_norm", "mlp_norm"} <= again
@@ -141,10 +137,10 @@ def test_recomputation_repeats_the_mla_up_projection_and_the_scores(layers):
 
 def test_segments_are_those_that_dualpipe_schedules(layers):
     segments = {phase: [] for phase in PHASES}
-    for call in layers["moe"].recorded:
-        order = segments[call.operator.phase]
-        if not order or order[-1] != call.operator.segment:
-            order.append(call.operator.segment)
+    for operator in layers["moe"].recorded:
+        order = segments[operator.phase]
+        if not order or order[-1] != operator.segment:
+            order.append(operator.segment)
     assert segments["forward"] == ["attention", "dispatch", "mlp", "combine"]
     assert segments["input_grad"] == ["combine", "mlp", "dispatch", "attention"]
     assert segments["weight_grad"] == ["mlp", "attention"]
@@ -152,7 +148,7 @@ def test_segments_are_those_that_dualpipe_schedules(layers):
 
 def test_precisions_are_those_of_the_report(layers):
     """Section 3.3: which GEMMs are FP8; dispatch FP8 and combine BF16, both ways."""
-    operators = [call.operator for call in layers["mtp"].recorded + layers["dense"].recorded]
+    operators = layers["mtp"].recorded + layers["dense"].recorded
     for operator in operators:
         gemm = operator.kind in ("gemm", "grouped_gemm", "grouped_gemm_weight_grad")
         high = operator.name.startswith(("gate.proj", "head.proj"))
@@ -204,9 +200,9 @@ def test_a_run_on_cpu_issues_the_operators_recorded_on_meta(recipe):
     for kind in LAYER_KINDS:
         record = record_layer(config, kind, workload, recipe=recipe)
         times = {"dense": config.first_k_dense_replace, "moe": config.num_moe_layers}.get(kind, 1)
-        for call in record.recorded:
-            expected[call.operator] += times
-    ran = collections.Counter(call.operator for call in recorder.recorded)
+        for operator in record.recorded:
+            expected[operator] += times
+    ran = collections.Counter(recorder.recorded)
     differing = (expected - ran) + (ran - expected)
     # The first layer finds no update to add to the embedding: its norm is a plain one.
     assert {(o.name, o.kind): n for o, n in differing.items()} == {

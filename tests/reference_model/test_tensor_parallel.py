@@ -123,13 +123,13 @@ def test_experts_of_half_the_width_do_half_the_work_for_the_rows_of_both_ranks()
     whole = record_layer(V3, "moe", workload, recipe=recipe).recorded
     mine = record_layer(V3, "moe", part, recipe=recipe, split=BOTH).recorded
 
-    assert 2 * sum(o.flops for o, *_ in mine) == sum(o.flops for o, *_ in whole)
-    products = {o.name: o for o, *_ in mine if o.kind == "grouped_gemm"}
+    assert 2 * sum(o.flops for o in mine) == sum(o.flops for o in whole)
+    products = {o.name: o for o in mine if o.kind == "grouped_gemm"}
     up, down = products["experts.gate_up_proj"], products["experts.down_proj"]
     # 2,048 columns of gate and as many of up, of which each rank has half.
     assert (up["rows"], up["n"], up["k"]) == (ROWS, 2048, 7168)
     assert (down["rows"], down["n"], down["k"]) == (ROWS, 7168, 1024)
-    gathered = next(o for o, *_ in mine if o.name == "experts.received.expert_tensor_gather")
+    gathered = next(o for o in mine if o.name == "experts.received.expert_tensor_gather")
     assert (gathered["rows"], gathered.dtype) == (16_384, "fp8_e4m3")
 
 
@@ -174,9 +174,9 @@ def test_formulas_of_parts_equal_the_bytes_of_the_recorded_tensors(kind, split):
         DEBUG, kind, Workload(192, 128, 3, 640, 512, 3), recipe=Recipe("fp8", "reference"),
         split=split,
     )  # fmt: skip
-    for operator, bytes_read, bytes_written in record.recorded:
+    for operator, moved in zip(record.recorded, record.tensor_bytes, strict=True):
         if operator.kind not in ("embedding", "embedding_backward"):
-            assert (operator.bytes_read, operator.bytes_written) == (bytes_read, bytes_written)
+            assert (operator.bytes_read, operator.bytes_written) == moved
 
 
 @pytest.mark.parametrize("ranks", [2, 4, 8])

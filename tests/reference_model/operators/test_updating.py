@@ -59,7 +59,7 @@ def test_a_step_ends_in_a_norm_an_update_and_a_copy_of_every_weight():
     values = 3 * 32_768 + 2_048 + 256
     found = [
         (o.name, o.kind, o.dtype, o.out_dtype, dict(o.sizes), o.bytes_read, o.bytes_written)
-        for o in (call.operator for call in recorder.recorded)
+        for o in recorder.recorded
     ]
     assert found == [
         ("optimizer.norm", "gradient_norm", "float32", "float32", {"values": values},
@@ -75,11 +75,11 @@ def test_a_step_ends_in_a_norm_an_update_and_a_copy_of_every_weight():
         ("gate.proj.working_copy", "cast", "float32", "bfloat16",
          {"rows": 8, "columns": 256}, 4 * 2_048, 2 * 2_048),
     ]  # fmt: skip
-    assert {o.segment for o in (call.operator for call in recorder.recorded)} == {"optimizer"}
+    assert {o.segment for o in recorder.recorded} == {"optimizer"}
     # the norm; addresses of four tensors, of 2 + 4 + 1 + 1 chunks of 16,384 values
     tables = 4 + 8 * (6 * 4 + 2 * 8)
     extra = [0, tables, 0, 0, 0]
-    assert [(c.bytes_read, c.bytes_written) for c in recorder.recorded] == [
+    assert recorder.tensor_bytes == [
         (read + more, written) for (*_, read, written), more in zip(found, extra, strict=True)
     ]
 
@@ -108,7 +108,7 @@ def test_working_copies_stay_where_they_are_and_hold_what_a_fresh_one_would():
 def test_other_recipes_cast_their_weights_or_compute_with_the_masters(recipe, kinds):
     module = weights_of(recipe)
     recorder = end_step(module, AdamW(module.parameters()))
-    assert [call.operator.kind for call in recorder.recorded[2:]] == kinds
+    assert [operator.kind for operator in recorder.recorded[2:]] == kinds
     if not kinds:
         assert module[0].working_copy().values.data_ptr() == module[0].weight.data_ptr()
 

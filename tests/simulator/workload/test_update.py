@@ -39,7 +39,7 @@ def test_a_step_on_one_gpu_ends_in_the_operators_that_the_reference_model_issues
         norm = ops.gradient_norm(gradients, site="weight_grad:optimizer:norm")
         optimizer.update(gradients, norm, learning_rate=1.0)
         prepare_weights(meta)
-    issued = [call.operator for call in recorder.recorded]
+    issued = recorder.recorded
 
     run = simulate(load_scenario(ONE_GPU, [f"model={model}"])).result
     assert isinstance(run, TrainingRun)
