@@ -8,7 +8,7 @@ allowed.
 
 import hashlib
 import re
-from collections.abc import Collection, Hashable, Iterator, Mapping
+from collections.abc import Collection, Hashable, Iterable, Iterator, Mapping, Sequence
 from functools import lru_cache, partial
 from math import inf
 from pathlib import Path
@@ -236,6 +236,10 @@ def _document(text: str) -> tuple[Any, frozenset[str]]:
         loader.dispose()
 
 
+GIVEN = "given to dsv3sim"
+"""Source of a value that a flag or a change says."""
+
+
 def apply_overrides(raw: Raw, overrides: Mapping[str, Any], *, where: str) -> Raw:
     """Return ``raw`` with each dotted path set to its value, and ``raw`` itself as it was.
 
@@ -244,7 +248,8 @@ def apply_overrides(raw: Raw, overrides: Mapping[str, Any], *, where: str) -> Ra
 
     Fields on the way that the file leaves out are made; entries of a list are called by their
     places, from 0 on. A path through a value that has no fields is an error here; unknown fields
-    are found by ``to_profile``, which knows the allowed ones.
+    are found by ``to_profile``, which knows the allowed ones. Where the file says what a value
+    comes from, one that changes comes from whoever changes it (`GIVEN`).
     """
     result = dict(raw)
     for path, value in overrides.items():
@@ -274,7 +279,49 @@ def apply_overrides(raw: Raw, overrides: Mapping[str, Any], *, where: str) -> Ra
         # Counts keep their type: a key such as 8 of nodes_per_token is a number in the file.
         numeric = last.isdigit() and any(isinstance(key, int) for key in target)
         target[int(last) if numeric else last] = plain_copy(value)
+    for path in overrides:
+        _say_it_is_given(raw, result, path.split("."), overrides)
     return result
+
+
+def _say_it_is_given(
+    raw: Raw, result: Raw, keys: Sequence[str], overrides: Mapping[str, Any]
+) -> None:
+    """Write who gives a value that changed into the sources of all that it lies in, in place.
+
+    Args:
+        raw: before the changes.
+        result: after them, with copies of its own along the way.
+        keys: the path of the value.
+        overrides: all changes; a source among them stays what it says.
+    """
+    of_source = "sources" in keys or keys[-1] == "source"
+    if of_source or value_at(raw, keys) == value_at(result, keys):
+        return
+    holder: Any = result
+    for depth, key in enumerate(keys):
+        if isinstance(holder, list):
+            holder = value_at(holder, [key])
+            continue
+        rest = ".".join(keys[depth + 1 :])
+        sources = holder.get("sources")
+        beside = ".".join((*keys[:depth], "sources", key))
+        if isinstance(sources, dict) and key in sources and beside not in overrides:
+            given = f"{sources[key]}; {rest}: {GIVEN}" if rest else GIVEN
+            holder["sources"] = sources | {key: given}
+        own = ".".join((*keys[:depth], "source"))
+        if not rest and "source" in holder and own not in overrides:
+            holder["source"] = GIVEN if key == "value" else f"{holder['source']}; {key}: {GIVEN}"
+        holder = value_at(holder, [key])
+
+
+def value_at(raw: Any, keys: Iterable[str]) -> Any:
+    """What lies in nested dicts and lists at some keys; None where nothing does."""
+    for key in keys:
+        inside = dict(enumerate(raw)) if isinstance(raw, list) else raw
+        named = inside.items() if isinstance(inside, dict) else ()
+        raw = next((value for name, value in named if str(name) == key), None)
+    return raw
 
 
 def _place(key: str, entries: list[Any], path: str, where: str) -> int:

@@ -5,7 +5,7 @@ fractions come from measurements. How a file's fields are read and checked stand
 """
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from functools import cache
 from typing import Annotated, Any, ClassVar, Literal
 
@@ -37,6 +37,7 @@ from hardware_profiles.fields import (
     TimeValue,
     apply_overrides,
     to_profile,
+    value_at,
 )
 from hardware_profiles.measured_collectives import MeasuredCollectives
 from hardware_profiles.profile_files import achieved_rates, known_profiles, read_profile
@@ -521,7 +522,7 @@ def resolve_cluster(raw: Raw, overrides: Mapping[str, Any], *, where: str) -> Ra
     changed = apply_overrides(resolved, rest, where=where)
     fabric = changed.get("fabric")
     if isinstance(fabric, dict) and "fabric.topology" in rest and "fabric.planes" not in rest:
-        former = _at(resolved, ["fabric", "topology"])
+        former = value_at(resolved, ["fabric", "topology"])
         changed["fabric"] = _with_its_planes(fabric, former, changed.get("node"))
     return _keep_stated(
         resolved,
@@ -578,16 +579,9 @@ def _keep_stated(raw: Raw, changed: Raw, kept: Mapping[str, str]) -> Raw:
     """
     for path, beside in kept.items():
         *parents, last = beside.split(".")
-        stated = _at(raw, path.split("."))
-        into = _at(changed, parents)
-        moved = stated not in (None, _at(changed, path.split(".")))
+        stated = value_at(raw, path.split("."))
+        into = value_at(changed, parents)
+        moved = stated not in (None, value_at(changed, path.split(".")))
         if moved and isinstance(into, dict) and last not in into:
             changed = apply_overrides(changed, {beside: stated}, where="")
     return changed
-
-
-def _at(raw: Any, keys: Sequence[str]) -> Any:
-    """What lies in nested dicts at some keys; None where nothing does."""
-    for key in keys:
-        raw = raw.get(key) if isinstance(raw, dict) else None
-    return raw

@@ -98,7 +98,7 @@ class Input:
     interval: str
     """Its range, empty where none is given."""
     kind: str
-    """sourced, derived, estimated or assumed."""
+    """given, sourced, derived, estimated or assumed."""
     source: str
 
 
@@ -523,7 +523,7 @@ def _inputs(node: Any, path: str) -> Iterator[Input]:
 
 def _input(path: str, value: Any, interval: str, source: str) -> Input:
     words = {"assumed": "assumed", "estimate": "estimated", "derived": "derived"}
-    words["inferred"] = "derived"
+    words |= {"inferred": "derived", "given": "given"}
     first = source.replace(":", " ").replace(",", " ").split(maxsplit=1)
     kind = words.get(first[0].lower(), "sourced") if first else "sourced"
     return Input(path, _plain(value), interval, kind, source)

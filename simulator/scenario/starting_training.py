@@ -11,6 +11,7 @@ from pathlib import Path
 
 import yaml
 
+from hardware_profiles.fields import GIVEN
 from hardware_profiles.profile_files import read_profile
 from hardware_profiles.schema import ClusterProfile, load_cluster, load_gpu
 from reference_model.config import load_model_config
@@ -23,8 +24,6 @@ from simulator.scenario.starting_hardware import (
     quoted,
     starting_cluster,
 )
-
-_FLAG = "given to dsv3sim"
 
 LAYOUT: Mapping[str, tuple[object, str, str]] = {
     "schedule": (
@@ -92,7 +91,7 @@ def starting_training(
         for name, value in stated.items()
         if name in _ALWAYS or name in layout or value != LAYOUT[name][0]
     ]
-    sources = {name: _FLAG if name in layout else LAYOUT[name][2] for name in shown}
+    sources = {name: GIVEN if name in layout else LAYOUT[name][2] for name in shown}
     name = Path(model).stem
     shown_name, named = on_one_line(name), profile.node.gpu.name
     text = "\n".join(
@@ -104,7 +103,7 @@ def starting_training(
             f"model: {on_one_line(model)}  "
             f"# {config.num_hidden_layers} layers; or a path to a config.json",
             *machine,
-            f"calibration: {on_one_line(calibration)}  # measured kernel times",
+            f"calibration: {on_one_line(calibration)}  # kernel times, of its GPU or restated",
             "",
             "training:",
             f"  global_batch_sequences: {batch}  # of one step, over all pipelines",
@@ -120,8 +119,8 @@ def starting_training(
             "    sources:",
             '      reserved: "assumed: CUDA context, NCCL and all-to-all buffers"',
             "  sources:",
-            f"    global_batch_sequences: {_FLAG}",
-            f"    sequence_length: {_FLAG}",
+            f"    global_batch_sequences: {GIVEN}",
+            f"    sequence_length: {GIVEN}",
             *(f"    {each}: {quoted(source)}" for each, source in sources.items() if source),
             "    communication_sms: arXiv 2412.19437, section 3.2.2",
             '    blocking_sends: "assumed: sends run beside compute, as in Megatron-LM"',

@@ -105,6 +105,36 @@ def test_an_override_sets_one_value_of_a_copy():
         apply_overrides(raw, {"node.gpus.rate": 1}, where="here")
 
 
+def test_a_value_that_changes_is_no_longer_of_the_source_that_the_file_names():
+    raw = {
+        "ep": 64,
+        "pp": 16,
+        "optimizer": {"master": "float32", "moments": "bfloat16"},
+        "reach": {8: 3.97},
+        "nic": {"value": 0.9, "low": 0.8, "high": 1.0, "source": "measured"},
+        "sources": {"ep": "paper", "pp": "paper", "optimizer": "paper", "reach": "counted"},
+    }
+    changes = {
+        "ep": 32, "pp": 16, "optimizer.moments": "float32", "reach.8": 4, "nic.low": 0.7,
+    }  # fmt: skip
+
+    changed = apply_overrides(raw, changes, where="x")
+
+    assert changed["sources"] == {
+        "ep": "given to dsv3sim",
+        "pp": "paper",
+        "optimizer": "paper; moments: given to dsv3sim",
+        "reach": "counted; 8: given to dsv3sim",
+    }
+    assert changed["nic"]["source"] == "measured; low: given to dsv3sim"
+    assert raw["sources"]["ep"] == "paper"
+    assert raw["nic"]["source"] == "measured"
+    value = apply_overrides(raw, {"nic.value": 0.95}, where="x")
+    assert value["nic"]["source"] == "given to dsv3sim"
+    own = apply_overrides(raw, {"ep": 32, "sources.ep": "ours"}, where="x")
+    assert own["sources"]["ep"] == "ours"
+
+
 def test_an_entry_of_a_list_is_set_by_its_place():
     raw = {"phases": [{"tokens": 1}, {"tokens": 2, "changes": ["a"]}]}
 
