@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from hardware_profiles.units import Seconds
+from hardware_profiles.units import Bytes, Seconds
 from reference_model.pipeline_actions import OVERLAPPED, WEIGHT_GRADIENT
 from simulator.execution import timeline
 from simulator.execution.draws import TAIL, Draws, drawn, estimated, scaled_seconds
@@ -133,6 +133,11 @@ def expected_seconds(run: TrainingRun, known: KnownRows | None = None) -> Second
         known: what runs before have drawn; what this one draws is added, up to MOST_KNOWN.
     """
     return float(np.median(_Drawing(run, known).step_s()))
+
+
+def expected_memory(run: TrainingRun) -> Bytes:
+    """The median of `TrainingDraws.memory` on the fullest GPU of all, without drawing the step."""
+    return float(np.median(_Drawing(run).memory().max(axis=0)))
 
 
 class _Drawing:
@@ -316,7 +321,7 @@ class _Drawing:
             works=works,
             sends_s=pipeline.waiting_for_sends_s.mean(axis=1),
             optimizer_s=optimizer,
-            memory=self._memory(),
+            memory=self.memory(),
             waiting=waiting,
         )
 
@@ -490,7 +495,7 @@ class _Drawing:
 
     # -- memory ------------------------------------------------------------------------------------
 
-    def _memory(self) -> Array:
+    def memory(self) -> Array:
         """[pipeline ranks, draws], bytes on the fullest GPU of each, linear in the rows that it
         holds on average and, of its workspace, in the most of one layer."""
         ideal = self.run.memory

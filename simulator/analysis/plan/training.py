@@ -1,15 +1,17 @@
 """Look for the fastest layout of a training job: bound every legal one, simulate the best.
 
 Every legal layout gets a lower bound of its ideal step; those that come first by it are simulated,
-operator by operator, until so many have run or no other can be faster. Ideal ranks decide, for what
-makes ranks differ is the same for all; the run of the chosen layout says what it expects.
+operator by operator, until so many have run or no other can be faster. Ideal ranks decide on time,
+for what makes ranks differ is the same for all; the run of the chosen layout says what it expects.
+Memory must hold what the fullest GPU has as ranks differ: a layout that fits with equal rows alone
+is none to take.
 """
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import zip_longest
 from pathlib import Path
 from statistics import mean, median
@@ -24,13 +26,18 @@ from simulator.analysis.plan.training_layouts import (
     axis_values,
     layout_of_job,
 )
-from simulator.analysis.run import Metrics, simulated_metrics
+from simulator.analysis.run import Metrics
 from simulator.analysis.sweep import Objective, Point, front, point_at, run_sweep
+from simulator.analysis.training_metrics import training_metrics
+from simulator.execution.training_draws import expected_memory
+from simulator.execution.training_run import simulate_training
 from simulator.scenario.files import Scenario, load_scenario
+from simulator.scenario.inputs import Skew
 from simulator.scenario.training import TrainingJob
 from simulator.workload.memory import Infeasible
 from simulator.workload.recorded import traces_in
 
+EQUAL = Skew.model_validate("none")
 IDEAL = ("training.skew=none",)
 CHOSEN_STAGES = ("training.stages=default",)
 
@@ -156,16 +163,25 @@ def _bounded_part(
 
 
 def layout_metrics(scenario: Scenario) -> Metrics:
-    """Metrics of a layout's step, with what it is made of.
+    """Metrics of a layout's ideal step, with what it is made of.
 
     Raises:
-        ValueError: the layout does not fit, or cannot run.
+        ValueError: the layout does not fit, be it by the rows that its skew usually gives the
+            fullest GPU, or cannot run.
     """
     try:
-        found = simulated_metrics(scenario)
+        run = simulate_training(scenario, traces_in(scenario.file.traces), unfold=False)
     except Infeasible as error:
         # What would help is another layout, which is what is looked for.
         raise ValueError(error.reason) from None
+    needed, capacity = expected_memory(run), scenario.cluster.node.gpu.hbm_capacity
+    if needed > capacity:
+        raise ValueError(
+            f"with the rows that the fullest GPU usually gets it needs {format_bytes(needed)}, "
+            f"{format_bytes(needed - capacity)} more than its {format_bytes(capacity)}"
+        )
+    ideal = replace(run, job=run.job.model_copy(update={"skew": EQUAL}))
+    found = training_metrics(ideal, with_intervals=False, with_further_steps=False)
     return found | {"parts": step_parts(found["ranks"])}
 
 
@@ -209,6 +225,7 @@ def plan_training(
     Raises:
         ValueError: no training job, an axis that there is not, or no layout that may fit.
     """
+    differing = (*changes, *CHOSEN_STAGES)
     settled = (*changes, *IDEAL, *CHOSEN_STAGES)
     written = load_scenario(path, changes)
     own_job = written.job_as(TrainingJob)
@@ -237,17 +254,17 @@ def plan_training(
         place += missing
         if not part:
             break
-        found += _simulated(path, settled, part, jobs=jobs, kept=kept, known=known, done=done)
+        found += _simulated(path, differing, part, jobs=jobs, kept=kept, known=known, done=done)
     if former is not None and all(each.layout != former for each in found):
         alone = [(n, each) for n, each in enumerate(ranked) if each.layout == former]
-        found += _simulated(path, settled, alone, jobs=1, kept=kept, known=known, done=done)
+        found += _simulated(path, differing, alone, jobs=1, kept=kept, known=known, done=done)
     found.sort(key=lambda each: (each.step_s is None, each.step_s or 0.0, each.place))
     return TrainingPlan(scenario, axes, lost, tuple(ranked), tuple(found), former)
 
 
 def _simulated(
     path: str,
-    settled: Sequence[str],
+    changes: Sequence[str],
     part: Sequence[tuple[int, TrainingBound]],
     *,
     jobs: int,
@@ -260,7 +277,7 @@ def _simulated(
     alike = sorted(part, key=lambda each: _shared(each[1].layout))
     runs = [alike[len(alike) * n // jobs : len(alike) * (n + 1) // jobs] for n in range(jobs)]
     alike = [each for turn in zip_longest(*runs) for each in turn if each is not None]
-    points = [point_at(path, settled, each.layout.settings) for _, each in alike]
+    points = [point_at(path, changes, each.layout.settings) for _, each in alike]
     rows = run_sweep(points, path, layout_metrics, kept=kept, known=known, jobs=jobs, done=done)
     return [
         SimulatedLayout(number, each.layout, each.seconds, row)

@@ -5,12 +5,14 @@ from small_plans import CHANGES, FIXED, SCENARIO
 
 from simulator.analysis.plan.training import (
     PARTS,
+    layout_metrics,
     plan_training,
     step_parts,
     training_plan_json,
     training_recommendation,
 )
 from simulator.analysis.sweep import read_rows
+from simulator.scenario.files import load_scenario
 
 
 @pytest.fixture(scope="module")
@@ -78,3 +80,19 @@ def test_a_job_that_no_layout_fits_is_refused_with_what_is_in_the_way():
     with pytest.raises(ValueError, match="no layout of 224 may run") as refused:
         plan_training(SCENARIO, [*CHANGES, "cluster.node.gpu.hbm_capacity=4 GiB"], fixed=FIXED)
     assert "does not fit memory" in str(refused.value)
+
+
+def test_a_layout_that_fits_with_equal_rows_alone_is_none_to_take():
+    # Equal rows need 4,313,164,877 bytes, the fullest GPU of bias_balanced ones 71,369 bytes more.
+    layout = [*CHANGES, "training.pp=2", "training.ep=8", "training.stages=default"]
+    between = load_scenario(SCENARIO, [*layout, "cluster.node.gpu.hbm_capacity=4313200000 B"])
+    with pytest.raises(ValueError, match="rows that the fullest GPU usually gets") as refused:
+        layout_metrics(between)
+    assert "it needs 4.017 GiB, 35.4 KiB more than its 4.017 GiB" in str(refused.value)
+    equal = load_scenario(
+        SCENARIO,
+        [*layout, "cluster.node.gpu.hbm_capacity=4313200000 B", "training.skew=none"],
+    )
+    assert layout_metrics(equal)["peak_memory_bytes"] == 4_313_164_877
+    enough = load_scenario(SCENARIO, [*layout, "cluster.node.gpu.hbm_capacity=4313300000 B"])
+    assert layout_metrics(enough)["step_time_s"] == layout_metrics(equal)["step_time_s"]
