@@ -143,7 +143,7 @@ class Instance:
         if self.swapped:
             return None
         loads = self.cache.loads()
-        best = loads.index(min(loads))
+        best = int(loads.argmin())
         if self._fitting(live, (best,)):
             return best
         fitting = self._fitting(live, range(self.spec.ranks))

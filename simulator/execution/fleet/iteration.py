@@ -49,7 +49,7 @@ class Iteration:
     def steps_done(self, now_s: float) -> int:
         """Decode steps that have ended by now."""
         elapsed = now_s - self.start_s - self.lead_s
-        if elapsed <= 0 or not self.steps:
+        if elapsed <= 0 or elapsed < self.first_s or not self.steps:
             return 0
         # Solve steps_s(n) = elapsed, in the form that also holds for slope 0.
         half = self.first_s - self.slope_s / 2

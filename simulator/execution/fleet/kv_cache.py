@@ -11,6 +11,9 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
+import numpy as np
+from numpy.typing import NDArray
+
 from simulator.execution.fleet.decode_batch import DecodeBatch
 from simulator.execution.fleet.live_request import LiveRequest
 from simulator.workload.requests import Request
@@ -37,7 +40,7 @@ class KvCache:
         self._held_total: float = 0
         self._held_by: dict[LiveRequest, tuple[int, float]] = {}
         self._holders = [0] * len(batch.size)
-        self._loads: list[float] | None = None
+        self._loads: NDArray[np.float64] | None = None
 
     @property
     def requests(self) -> list[LiveRequest]:
@@ -78,7 +81,7 @@ class KvCache:
         self.take(live, rank, tokens)
         self.expected[rank] += 1
         if loads is not None:
-            loads[rank] = self._load(rank)
+            (loads[rank],) = self._loads_of(slice(rank, rank + 1))
             self._loads = loads
 
     def arrive(self, live: LiveRequest) -> int:
@@ -178,22 +181,34 @@ class KvCache:
 
     # Load, for balancing
 
-    def loads(self) -> list[float]:
+    def loads(self) -> NDArray[np.float64]:
         """[rank], KV use plus requests, each over its limit; as at the start of the iteration, but
         for the requests that were expected since."""
         if self._loads is None:
-            self._loads = [self._load(rank) for rank in range(len(self.held))]
+            # Asked anew behind every iteration, so in one piece.
+            self._loads = np.array(self._loads_of(slice(None)))
         return self._loads
 
     def forget_loads(self) -> None:
         """The batch has changed."""
         self._loads = None
 
-    def _load(self, rank: int) -> float:
-        batch = self._batch
-        used = self.held[rank] + (0 if self._reserve_full else batch.held_tokens(rank))
-        count = batch.size[rank] + self.expected[rank]
-        return used / max(self.capacity, 1) + count / self._max_batch
+    def _loads_of(self, ranks: slice) -> list[float]:
+        """Of some ranks."""
+        batch, capacity, most = self._batch, max(self.capacity, 1), self._max_batch
+        held, sizes, expected = self.held[ranks], batch.size[ranks], self.expected[ranks]
+        if self._reserve_full:
+            return [
+                taken / capacity + (size + coming) / most
+                for taken, size, coming in zip(held, sizes, expected, strict=True)
+            ]
+        each, slack = batch.tokens_per_step * batch.step, batch.slack
+        return [
+            (taken + (base + each * size + slack * size)) / capacity + (size + coming) / most
+            for taken, base, size, coming in zip(
+                held, batch.base[ranks], sizes, expected, strict=True
+            )
+        ]
 
 
 def longest_kv_tokens(request: Request, tokens_per_step: float) -> float:

@@ -163,7 +163,10 @@ class Router:
             instance = min(choices, key=_QUEUED_S)
             live.cost_s = self._prefill_cost_s(live, self._cached_in(live, instance))
         else:
-            costs = [self._prefill_cost_s(live, self._cached_in(live, i)) for i in choices]
+            # Without hashes a prompt is cached in one instance as in any other.
+            asked = choices if live.request.block_hashes else choices[:1]
+            costs = [self._prefill_cost_s(live, self._cached_in(live, i)) for i in asked]
+            costs *= len(choices) // len(costs)
             totals = [i.queue.cost_s + cost for i, cost in zip(choices, costs, strict=True)]
             best = totals.index(min(totals))
             instance, live.cost_s = choices[best], costs[best]

@@ -128,11 +128,11 @@ def test_a_ranks_load_is_its_use_of_the_cache_plus_that_of_the_batch(
     cache = cache_of(100, slack=5, reserve_full=reserve_full)
     cache.expect(LiveRequest(Request(1, 0.0, 10, 10), generated=0), 0, 10)
     assert cache.tokens == in_use
-    assert cache.loads() == [in_use / 100 + 2 / 4, 0.0]
+    assert cache.loads().tolist() == [in_use / 100 + 2 / 4, 0.0]
     (coming,) = cache.requests
     assert cache.arrive(coming) == 0
     cache.forget_loads()
-    assert cache.loads() == [in_use / 100 + 1 / 4, 0.0]
+    assert cache.loads().tolist() == [in_use / 100 + 1 / 4, 0.0]
 
 
 def test_the_steps_that_free_cache_allows_are_shared_by_all_requests_of_a_rank() -> None:
