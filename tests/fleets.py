@@ -67,7 +67,7 @@ def run(job: FleetJob, cluster: ClusterProfile, seed: int = 0) -> tuple[FleetRun
     for name, spec in job.pools.items():
         assert isinstance(spec.affine, AffineCoefficients)
         step_times[name] = AffineStepTimes(spec.affine)
-    return run_fleet(job, step_times, cluster, seed=seed, log=log), log
+    return run_fleet(job, step_times, cluster, seed=seed, logs=[log]), log
 
 
 def check_conservation(result: FleetRun, rows: RowBlock) -> None:

@@ -4,8 +4,9 @@ What is uncertain of a fleet is how long its iterations take; requests, lengths 
 scenario's. The interval of one iteration of each phase, at the mean load of the run, comes from the
 step model, and so does the time of ideal ranks. The fleet is run again with all iterations of all
 phases at the low end, at the high end, and at the time of ideal ranks: one error for all of them,
-which is wide rather than narrow. Where the scenario says so these runs take fewer requests, and the
-interval is their ratio to a run as short.
+which is wide rather than narrow. Where the scenario says so these runs end with fewer requests, the
+first to arrive, and the interval is their ratio to what the run has of the same requests. Others
+keep coming behind them in both, so that equal times give equal figures.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from simulator.analysis.fleet_metrics import (
     ObservedFleet,
     measure_figures,
     measure_fleet,
+    observe_first,
     observe_fleet,
 )
 from simulator.analysis.intervals import serving_interval
@@ -80,7 +82,7 @@ def fleet_metrics_with_intervals(fleet: ObservedFleet, watch: Watch = unwatched)
     """Figures of a fleet with their intervals, {"interval_80": {path: [low, high]}}, those of ideal
     ranks, {"ideal": {path: value}}, and what `goodput_cliff` says of them."""
     metrics = measure_fleet(fleet)
-    found = fleet_intervals(fleet.simulation, metrics, watch)
+    found = fleet_intervals(fleet, metrics, watch)
     metrics["interval_80"] = {path: ends for path, (*ends, _) in found.items()}
     metrics["ideal"] = {path: ideal for path, (_, _, ideal) in found.items()}
     metrics["goodput_cliff"] = goodput_cliff(metrics)
@@ -111,7 +113,7 @@ def goodput_cliff(metrics: Mapping[str, Any]) -> str | None:
 
 
 def fleet_intervals(
-    simulation: FleetSimulation, metrics: Mapping[str, Any], watch: Watch = unwatched
+    fleet: ObservedFleet, metrics: Mapping[str, Any], watch: Watch = unwatched
 ) -> dict[str, list[float]]:
     """{path: [low, high, of ideal ranks]} of FIGURES; empty for step times that are coefficients of
     the scenario.
@@ -120,22 +122,17 @@ def fleet_intervals(
         metrics: of the whole run.
         watch: told how far the further runs have come.
     """
-    ends = _iteration_ends(simulation, metrics)
+    ends = _iteration_ends(fleet.simulation, metrics)
     if not ends:
         return {}
-    requests = simulation.scenario.file.analysis.interval_requests
     middle = metrics
-    shorter = simulation
-    if requests is not None and requests < metrics["requests"]["arrived"]:
-        source = simulation.job.requests.model_copy(update={"limit": requests})
-        shorter = replace(simulation, job=simulation.job.model_copy(update={"requests": source}))
-        middle = measure_figures(observe_fleet(shorter, watch_part(watch, 0, 4)))
-    first = int(shorter is not simulation)
-    # Where ranks are alike the third is the run in the middle once more.
+    if fleet.first is not None:
+        middle = measure_figures(replace(fleet, statistics=fleet.first))
+    # Where ranks are alike the third is the run itself once more.
     runs = [
         middle
         if all(factors[end] == 1.0 for factors in ends.values())
-        else _at_end(shorter, ends, end, watch_part(watch, first + end, first + 3))
+        else _at_end(fleet, ends, end, watch_part(watch, end, 3))
         for end in range(3)
     ]
     intervals = {}
@@ -150,12 +147,14 @@ def fleet_intervals(
 
 
 def _at_end(
-    simulation: FleetSimulation, ends: Mapping[str, Sequence[float]], end: int, watch: Watch
+    fleet: ObservedFleet, ends: Mapping[str, Sequence[float]], end: int, watch: Watch
 ) -> dict[str, Any]:
     """Figures with all iterations at one end of their interval, or of ideal ranks."""
     factors = {phase: both[end] for phase, both in ends.items()}
-    times = {name: ScaledStepTimes(base, factors) for name, base in simulation.step_times.items()}
-    return measure_figures(observe_fleet(replace(simulation, step_times=times), watch))
+    base = fleet.simulation.step_times
+    times = {name: ScaledStepTimes(of_pool, factors) for name, of_pool in base.items()}
+    observe = observe_fleet if fleet.first is None else observe_first
+    return measure_figures(observe(replace(fleet.simulation, step_times=times), watch))
 
 
 def _iteration_ends(

@@ -11,6 +11,7 @@ so far.
 
 from __future__ import annotations
 
+import math
 from bisect import bisect_right
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
@@ -89,6 +90,8 @@ class ObservedFleet:
     statistics: FleetStatistics
     records: FleetRecords | None = None
     """Rows of the run, where they were kept."""
+    first: FleetStatistics | None = None
+    """Of the requests that intervals rest on, the first to arrive, where they are not all."""
 
 
 def observe_fleet(
@@ -103,12 +106,27 @@ def observe_fleet(
     Raises:
         ValueError: no request that arrives after the warm-up finishes, so nothing is measured.
     """
-    statistics = FleetStatistics(simulation.job)
-    records = FleetRecords(statistics, from_s=simulation.job.warm_up) if keep else None
-    run = simulation.run(records or statistics, watch)
+    job, number = simulation.job, simulation.scenario.file.analysis.interval_requests
+    statistics = FleetStatistics(job)
+    records = FleetRecords(from_s=job.warm_up) if keep else None
+    first = None if number is None else FleetStatistics(job, first=number)
+    logs = [log for log in (statistics, records, first) if log is not None]
+    run = simulation.run(*logs, watch=watch, first=number)
     if not statistics.counted:
-        raise ValueError(f"fleet: nothing is measured: {_why_nothing(simulation.job, run)}")
-    return ObservedFleet(simulation, run, statistics, records)
+        raise ValueError(f"fleet: nothing is measured: {_why_nothing(job, run)}")
+    # The whole run stands for first requests that are all, or have no window of their own.
+    if number is None or number >= run.arrived or (first and first.window_s[1] == math.inf):
+        first = None
+    return ObservedFleet(simulation, run, statistics, records, first)
+
+
+def observe_first(simulation: FleetSimulation, watch: Watch = unwatched) -> ObservedFleet:
+    """Run a fleet until all is known of the requests that intervals rest on, the first to arrive,
+    and count what happens to these: the same as in the whole run."""
+    number = simulation.scenario.file.analysis.interval_requests
+    statistics = FleetStatistics(simulation.job, first=number)
+    run = simulation.run(statistics, watch=watch, first=number, only_first=True)
+    return ObservedFleet(simulation, run, statistics)
 
 
 def _why_nothing(job: FleetJob, run: FleetRun) -> str:

@@ -10,7 +10,6 @@ import numpy as np
 
 from simulator.execution.fleet.log import (
     Column,
-    FleetLog,
     IterationRow,
     Outcome,
     RequestRow,
@@ -23,17 +22,13 @@ MOST_ITERATIONS = 20_000
 
 
 class FleetRecords:
-    """A FleetLog that keeps rows and hands all of them on."""
+    """A FleetLog that keeps rows."""
 
-    def __init__(
-        self, to: FleetLog, *, from_s: float, most_iterations: int = MOST_ITERATIONS
-    ) -> None:
+    def __init__(self, *, from_s: float, most_iterations: int = MOST_ITERATIONS) -> None:
         """
         Args:
-            to: gets every row.
             from_s: iterations that begin earlier are not kept.
         """
-        self._to = to
         self._from_s = from_s
         self._room = most_iterations
         self._requests: list[RowBlock] = []
@@ -41,7 +36,6 @@ class FleetRecords:
 
     def requests(self, block: RowBlock) -> None:
         self._requests.append(block)
-        self._to.requests(block)
 
     def iterations(self, block: RowBlock) -> None:
         if self._room > 0:
@@ -49,16 +43,18 @@ class FleetRecords:
             kept = kept.where(np.arange(len(kept)) < self._room)
             self._room -= len(kept)
             self._iterations.append(kept)
-        self._to.iterations(block)
 
     def gaps(self, block: RowBlock) -> None:
-        self._to.gaps(block)
+        """Not kept."""
 
     def samples(self, block: RowBlock) -> None:
-        self._to.samples(block)
+        """Not kept."""
+
+    def first_arrived(self, now_s: float) -> None:
+        """Nothing to do: requests are kept all."""
 
     def arrivals_ended(self, now_s: float) -> None:
-        self._to.arrivals_ended(now_s)
+        """Nothing to do: requests are kept all."""
 
     def all_requests(self) -> RowBlock:
         """Every request in order of arrival."""

@@ -22,8 +22,14 @@ _SPAN_POINTS = 4
 class FleetStatistics:
     """Histograms, sums and time series of a fleet run, filled while it runs."""
 
-    def __init__(self, job: FleetJob) -> None:
+    def __init__(self, job: FleetJob, *, first: int | None = None) -> None:
+        """
+        Args:
+            first: count the first so many requests to arrive alone, and end the window with the
+                arrival of the last of them; by default all requests.
+        """
         self._job = job
+        self._first = first
         self._warm_up_s = job.warm_up
         self._window_end_s = math.inf
         self.ttft = LogHistogram()
@@ -82,12 +88,22 @@ class FleetStatistics:
         """Start and end of the window; the end is infinite until it is known."""
         return self._warm_up_s, self._window_end_s
 
+    def first_arrived(self, now_s: float) -> None:
+        if self._first is not None:
+            self._end_window(now_s)
+
     def arrivals_ended(self, now_s: float) -> None:
+        if self._first is None:
+            self._end_window(now_s)
+
+    def _end_window(self, now_s: float) -> None:
         # A burst is over before anything comes of it; its window is the whole run behind it.
         if now_s >= self._warm_up_s + self._job.sample_interval:
             self._window_end_s = now_s
 
     def requests(self, block: RowBlock) -> None:
+        if self._first is not None:
+            block = block.where(block["request"] < self._first)
         arrival, end = block["arrival_s"], block["end_s"]
         self.stay_seconds += float((end - arrival).sum())
         counted = arrival >= self._warm_up_s

@@ -67,7 +67,8 @@ class AnalysisInputs(Profile):
     """How a run is judged, explained and given its intervals; no simulated figure rests on it."""
 
     interval_requests: PositiveInt | None = None
-    """Requests of the three fleets that 80% intervals rest on; by default two fleets with all."""
+    """The first requests to arrive, on which alone 80% intervals rest where the last of them comes
+    at least one look at the queues behind the warm-up; by default all."""
     verdict: VerdictRules = VerdictRules()
     """When a service counts as keeping up; where the lines are is a choice, not a finding."""
     counterfactuals: tuple[Counterfactual, ...] = ()

@@ -11,7 +11,8 @@ This module holds what happens to a fleet from outside: arrivals, failures, the 
 from __future__ import annotations
 
 import math
-from collections.abc import Generator, Mapping
+from collections.abc import Generator, Mapping, Sequence
+from itertools import takewhile
 from typing import Any
 
 import numpy as np
@@ -22,7 +23,7 @@ from hardware_profiles.units import unit_factor
 from simulator.execution.fleet.accounts import Accounts, FleetRun
 from simulator.execution.fleet.instance import Instance
 from simulator.execution.fleet.kv_cache import longest_kv_tokens
-from simulator.execution.fleet.live_request import LiveRequest
+from simulator.execution.fleet.live_request import NEVER, LiveRequest
 from simulator.execution.fleet.log import FleetLog, LogWriter, Outcome, SampleRow
 from simulator.execution.fleet.router import Router
 from simulator.execution.fleet.step_times import StepTimes
@@ -45,16 +46,22 @@ def run_fleet(
     cluster: ClusterProfile,
     *,
     seed: int,
-    log: FleetLog,
+    logs: Sequence[FleetLog],
     watch: Watch = unwatched,
+    first: int | None = None,
+    only_first: bool = False,
 ) -> FleetRun:
     """Simulate a fleet.
 
     Args:
         step_times: of each pool of the job, {"prefill": ..., "decode": ...} or {"colocated": ...}.
         seed: equal seeds give equal logs.
-        log: takes the rows while the simulation runs.
+        logs: take the rows while the simulation runs.
         watch: told at every look at the queues how far it has come.
+        first: requests, the first to arrive, whose last arrival the logs are told of.
+        only_first: end the run once all that these have met up to their last arrival, and the
+            first token of each, is known. Others keep coming meanwhile, so that rows up to then
+            are those of the whole run.
 
     Raises:
         ValueError: more GPUs than the cluster has, a pool without step times, a bad trace.
@@ -62,7 +69,9 @@ def run_fleet(
     missing = sorted(set(job.pools) - set(step_times))
     if missing:
         raise ValueError(f"fleet: no step times for the pool {missing[0]}")
-    return _Fleet(job, step_times, cluster, seed=seed, log=log, watch=watch).run()
+    writer = LogWriter(logs)
+    fleet = _Fleet(job, step_times, cluster, seed=seed, log=writer, watch=watch, first=first)
+    return fleet.run(only_first=only_first)
 
 
 class _Fleet:
@@ -75,12 +84,15 @@ class _Fleet:
         cluster: ClusterProfile,
         *,
         seed: int,
-        log: FleetLog,
+        log: LogWriter,
         watch: Watch,
+        first: int | None,
     ) -> None:
         self._env = simpy.Environment()
         self._job = job
-        self._log = LogWriter(log)
+        self._log = log
+        self._first = first
+        self._first_arrived_s = math.inf
         self._watch = watch
         self._requests = expected_requests(job.requests)
         requests, thinking = np.random.default_rng(seed).spawn(2)
@@ -100,7 +112,7 @@ class _Fleet:
         self._down_until_s: dict[Instance, float] = {}
         """The latest return of each instance that has failed; infinite if it never returns."""
 
-    def run(self) -> FleetRun:
+    def run(self, *, only_first: bool) -> FleetRun:
         env, job = self._env, self._job
         for instance in self._router.instances:
             self._accounts.enter_service(instance)
@@ -110,7 +122,7 @@ class _Fleet:
                 env.process(self._think_and_send())
         else:
             env.process(self._send_arrivals())
-        env.process(self._sample())
+        env.process(self._sample(only_first))
         for failure in job.failures:
             env.process(self._fail_and_return(failure))
         for pool, spec in job.pools.items():
@@ -162,6 +174,9 @@ class _Fleet:
             self._router.route(live)
         else:
             self._accounts.end(live, reason)
+        if self._accounts.arrived == self._first:
+            self._first_arrived_s = self._env.now
+            self._log.first_arrived(self._env.now)
 
     def _reason_to_reject(self, request: Request) -> Outcome | None:
         if not (self._router.prefilling and self._router.decoding):
@@ -218,8 +233,9 @@ class _Fleet:
             yield self._env.timeout(unit_factor("h", "time"))
             hour += 1
 
-    def _sample(self) -> Generator[simpy.Event, Any, None]:
-        """Look at the queues at regular times; end a run in which nothing can happen any more."""
+    def _sample(self, only_first: bool) -> Generator[simpy.Event, Any, None]:
+        """Look at the queues at regular times; end a run in which nothing can happen any more, or
+        nothing more is asked of the first requests."""
         for _ in range(MOST_SAMPLES):
             self._log.sample(
                 SampleRow(
@@ -232,7 +248,9 @@ class _Fleet:
                 )
             )
             self._watch(self._progress())
-            if self._job.horizon is None and self._stuck() and not self._accounts.done.triggered:
+            over = self._job.horizon is None and self._stuck()
+            over = over or (only_first and self._first_known())
+            if over and not self._accounts.done.triggered:
                 self._accounts.done.succeed()
             yield self._env.timeout(self._job.sample_interval)
         raise ValueError(
@@ -250,6 +268,18 @@ class _Fleet:
         elif self._requests is not None:
             share = min(ended / self._requests, 1.0)
         return HowFar(share, ended, "requests", now_s)
+
+    def _first_known(self) -> bool:
+        """Whether each of the first requests has its first token or has ended, and the iterations
+        in which the last of them arrived are over."""
+        first = self._first
+        if first is None or self._first_arrived_s == math.inf:
+            return False
+        inside = takewhile(lambda live: live.request.index < first, self._accounts.inside)
+        return all(live.first_token_s != NEVER for live in inside) and all(
+            instance.iterating_since_s >= self._first_arrived_s
+            for instance in self._router.instances
+        )
 
     def _stuck(self) -> bool:
         """Whether the requests inside can never end: what they need is down for good."""

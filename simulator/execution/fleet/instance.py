@@ -132,6 +132,11 @@ class Instance:
         """No request anywhere in it."""
         return self.cache.empty and not len(self.queue)
 
+    @property
+    def iterating_since_s(self) -> float:
+        """Start of the present iteration; infinity without one."""
+        return math.inf if self._iteration is None else self._iteration.start_s
+
     def load(self) -> float:
         """Load for decode balancing: KV use plus request count, each over its limit."""
         cache, ranks = self.cache, self.spec.ranks

@@ -6,6 +6,7 @@ them all, analysis turns them into statistics without keeping any. Nothing here 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from enum import IntEnum
 from typing import ClassVar, NamedTuple, Protocol, TypeAlias
 
@@ -135,6 +136,11 @@ class FleetLog(Protocol):
     def iterations(self, block: RowBlock) -> None: ...
     def gaps(self, block: RowBlock) -> None: ...
     def samples(self, block: RowBlock) -> None: ...
+    def first_arrived(self, now_s: float) -> None:
+        """The last of the first requests has arrived (see run_fleet); all rows up to now have been
+        delivered."""
+        ...
+
     def arrivals_ended(self, now_s: float) -> None:
         """The last request has arrived; all rows up to now have been delivered."""
         ...
@@ -158,6 +164,9 @@ class CollectedLog:
     def samples(self, block: RowBlock) -> None:
         self._blocks["s"].append(block)
 
+    def first_arrived(self, now_s: float) -> None:
+        """Nothing to do: all rows are kept."""
+
     def arrivals_ended(self, now_s: float) -> None:
         """Nothing to do: all rows are kept."""
 
@@ -179,12 +188,12 @@ def joined_rows(fields: tuple[str, ...], blocks: list[RowBlock]) -> RowBlock:
 
 
 class LogWriter:
-    """Collects rows and hands them on in blocks."""
+    """Collects rows and hands them in blocks to every log."""
 
     ROWS: ClassVar[int] = _ROWS_PER_BLOCK
 
-    def __init__(self, log: FleetLog) -> None:
-        self._log = log
+    def __init__(self, logs: Sequence[FleetLog]) -> None:
+        self._logs = logs
         self._requests: list[tuple[float, ...]] = []
         self._iterations: list[tuple[float, ...]] = []
         self._gaps: list[tuple[float, float]] = []
@@ -212,21 +221,35 @@ class LogWriter:
         if len(self._samples) >= self.ROWS:
             self.flush()
 
+    def first_arrived(self, now_s: float) -> None:
+        self.flush()
+        for log in self._logs:
+            log.first_arrived(now_s)
+
     def arrivals_ended(self, now_s: float) -> None:
         self.flush()
-        self._log.arrivals_ended(now_s)
+        for log in self._logs:
+            log.arrivals_ended(now_s)
 
     def flush(self) -> None:
         """Deliver everything, so that no kind of row runs ahead of another."""
         if self._iterations:
-            self._log.iterations(RowBlock(IterationRow._fields, np.array(self._iterations)))
+            iterations = RowBlock(IterationRow._fields, np.array(self._iterations))
+            for log in self._logs:
+                log.iterations(iterations)
             self._iterations.clear()
         if self._gaps:
-            self._log.gaps(RowBlock(GAPS, np.array(self._gaps)))
+            gaps = RowBlock(GAPS, np.array(self._gaps))
+            for log in self._logs:
+                log.gaps(gaps)
             self._gaps.clear()
         if self._samples:
-            self._log.samples(RowBlock(SampleRow._fields, np.array(self._samples, dtype=float)))
+            samples = RowBlock(SampleRow._fields, np.array(self._samples, dtype=float))
+            for log in self._logs:
+                log.samples(samples)
             self._samples.clear()
         if self._requests:
-            self._log.requests(RowBlock(RequestRow._fields, np.array(self._requests, dtype=float)))
+            requests = RowBlock(RequestRow._fields, np.array(self._requests, dtype=float))
+            for log in self._logs:
+                log.requests(requests)
             self._requests.clear()

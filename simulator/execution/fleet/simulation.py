@@ -81,15 +81,28 @@ class FleetSimulation:
         """What the step times of each pool rest on, in words."""
         return {name: _basis(pool) for name, pool in self.job.pools.items()}
 
-    def run(self, log: FleetLog, watch: Watch = unwatched) -> FleetRun:
-        """Simulate the fleet; the same scenario gives the same rows."""
+    def run(
+        self,
+        *logs: FleetLog,
+        watch: Watch = unwatched,
+        first: int | None = None,
+        only_first: bool = False,
+    ) -> FleetRun:
+        """Simulate the fleet; the same scenario gives the same rows.
+
+        Args:
+            logs: all get every row.
+            watch, first, only_first: as of run_fleet.
+        """
         return run_fleet(
             self.job,
             self.step_times,
             self.scenario.cluster,
             seed=self.scenario.file.seed,
-            log=log,
+            logs=logs,
             watch=watch,
+            first=first,
+            only_first=only_first,
         )
 
     def keep_times(self) -> None:

@@ -1,5 +1,7 @@
 """Intervals of fleets: what they rest on, that they hold the value, and when there are none."""
 
+from dataclasses import replace
+
 import pytest
 
 import simulator.analysis.fleet_intervals as fleet_intervals_module
@@ -10,7 +12,12 @@ from simulator.analysis.fleet_intervals import (
     fleet_metrics_with_intervals,
     goodput_cliff,
 )
-from simulator.analysis.fleet_metrics import measure_fleet, observe_fleet
+from simulator.analysis.fleet_metrics import (
+    measure_figures,
+    measure_fleet,
+    observe_first,
+    observe_fleet,
+)
 from simulator.analysis.published import metric_at
 from simulator.execution.fleet.simulation import prepare_fleet
 from simulator.execution.fleet.step_times import AffineStepTimes
@@ -69,13 +76,33 @@ def test_all_requests_are_run_at_both_ends_where_the_scenario_names_no_smaller_n
 ) -> None:
     overrides = ["requests.limit=40", "warm_up=0 s", f"analysis.interval_requests={number}"]
     simulation = prepare_fleet(load_scenario("azure_code", overrides))
-    metrics = measure_fleet(observe_fleet(simulation))
-    first = fleet_intervals(simulation, metrics)
-    assert first == fleet_intervals(
-        prepare_fleet(load_scenario("azure_code", [*overrides, "analysis.interval_requests=40"])),
-        metrics,
-    )
+    fleet = observe_fleet(simulation)
+    metrics = measure_fleet(fleet)
+    first = fleet_intervals(fleet, metrics)
+    every = load_scenario("azure_code", [*overrides, "analysis.interval_requests=40"])
+    assert first == fleet_intervals(observe_fleet(prepare_fleet(every)), metrics)
     assert first["tpot_s.mean"][0] < metrics["tpot_s"]["mean"] < first["tpot_s.mean"][1]
+
+
+def test_a_run_of_the_first_requests_gives_the_figures_that_the_whole_run_has_of_them() -> None:
+    changes = ["requests.limit=120", "warm_up=10 s", "analysis.interval_requests=60"]
+    fleet = observe_fleet(prepare_fleet(load_scenario("azure_code", changes)))
+    assert fleet.first is not None
+    assert fleet.first.arrived < fleet.statistics.arrived
+    of_whole = measure_figures(replace(fleet, statistics=fleet.first))
+    alone = measure_figures(observe_first(fleet.simulation))
+    known = {path: value for path in FIGURES if (value := metric_at(of_whole, path)) is not None}
+    assert {"ttft_s.mean", "tpot_s.mean", "goodput_requests_per_second"} <= set(known)
+    # Rows come in another order, and sums round.
+    assert {path: metric_at(alone, path) for path in known} == pytest.approx(known, rel=1e-12)
+
+
+@pytest.mark.parametrize("changes", [["warm_up=14 s"], ["sample_interval=15 s"]])
+def test_first_requests_without_a_window_of_their_own_are_no_part(changes: list[str]) -> None:
+    """The first 60 arrive within 14.49 s."""
+    few = ["requests.limit=120", "warm_up=0 s", "analysis.interval_requests=60"]
+    fleet = observe_fleet(prepare_fleet(load_scenario("azure_conversation", [*few, *changes])))
+    assert fleet.first is None
 
 
 def test_coefficients_of_a_scenario_have_no_interval() -> None:
@@ -141,14 +168,15 @@ def test_ranks_that_are_alike_are_not_run_a_second_time(monkeypatch: pytest.Monk
     ]
     overrides = ["requests.limit=40", "warm_up=0 s", *alike]
     simulation = prepare_fleet(load_scenario("azure_code", overrides))
-    metrics = measure_fleet(observe_fleet(simulation))
+    fleet = observe_fleet(simulation)
+    metrics = measure_fleet(fleet)
     runs = []
     monkeypatch.setattr(
         fleet_intervals_module,
         "observe_fleet",
         lambda *of: runs.append(of) or observe_fleet(*of),
     )
-    found = fleet_intervals(simulation, metrics)
+    found = fleet_intervals(fleet, metrics)
     assert len(runs) == 2  # the two ends
     for path, (*_, ideal) in found.items():
         assert ideal == pytest.approx(metric_at(metrics, path), rel=1e-12)

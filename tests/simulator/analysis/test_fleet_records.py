@@ -19,12 +19,12 @@ def recorded(**limits):
     job = make_job(fixed_requests(20, 100, 5), prefill=pool(2), decode=pool(1))
     times = {name: AffineStepTimes(spec.affine) for name, spec in job.pools.items()}
     rows, cluster = CollectedLog(), load_cluster("h800_2048")
-    records = FleetRecords(rows, **limits)
-    run_fleet(job, times, cluster, seed=0, log=records)
+    records = FleetRecords(**limits)
+    run_fleet(job, times, cluster, seed=0, logs=[records, rows])
     return records, rows
 
 
-def test_every_request_is_kept_in_order_of_arrival_and_handed_on():
+def test_every_request_is_kept_in_order_of_arrival_and_every_log_gets_it():
     records, rows = recorded(from_s=0.0)
     assert records.all_requests()["request"].tolist() == list(range(20))
     assert sorted(rows.all_requests()["request"]) == list(range(20))

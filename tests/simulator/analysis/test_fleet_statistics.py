@@ -33,8 +33,8 @@ def run(
         name: AffineStepTimes(AffineCoefficients.model_validate(STEP_TIMES)) for name in job.pools
     }
     statistics, rows = FleetStatistics(job), CollectedLog()
-    result = run_fleet(job, times, cluster, seed=0, log=statistics)
-    run_fleet(job, times, cluster, seed=0, log=rows)
+    result = run_fleet(job, times, cluster, seed=0, logs=[statistics])
+    run_fleet(job, times, cluster, seed=0, logs=[rows])
     return (
         fleet_metrics(job, cluster, result, statistics, step_times=times, rules=VerdictRules()),
         result,

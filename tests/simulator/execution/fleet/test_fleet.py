@@ -13,7 +13,9 @@ from hypothesis import strategies as st
 
 from hardware_profiles.schema import ClusterProfile, load_cluster
 from simulator.execution.fleet.accounts import FleetRun
+from simulator.execution.fleet.fleet import run_fleet
 from simulator.execution.fleet.log import CollectedLog, RowBlock
+from simulator.execution.fleet.step_times import AffineStepTimes
 from simulator.scenario.fleet import FleetJob
 from simulator.workload.requests import ideal_hit_rate
 
@@ -408,6 +410,45 @@ def test_users_of_a_closed_loop_wait_for_their_answers(cluster: ClusterProfile) 
     check_conservation(result, log.all_requests())
     assert result.finished == 50
     assert log.all_iterations()["batch"].max() <= 3
+
+
+class Told(CollectedLog):
+    """When the last of the first requests arrived."""
+
+    at_s = math.inf
+
+    def first_arrived(self, now_s: float) -> None:
+        self.at_s = now_s
+
+
+def test_a_run_of_the_first_requests_has_the_rows_of_the_whole_run_up_to_their_last_arrival(
+    cluster: ClusterProfile,
+) -> None:
+    job = make_job(
+        fixed_requests(200, prompt=100, output=20, rate="20 Hz"),
+        prefill=pool(),
+        decode=pool(),
+        sample_interval="1 s",
+    )
+    times = {name: AffineStepTimes(spec.affine) for name, spec in job.pools.items() if spec.affine}
+    told, whole = Told(), Told()
+    part = run_fleet(job, times, cluster, seed=0, logs=[told], first=80, only_first=True)
+    result = run_fleet(job, times, cluster, seed=0, logs=[whole], first=80)
+    arrivals = whole.all_requests()
+    last = float(arrivals["arrival_s"][arrivals["request"] == 79][0])
+    assert told.at_s == whole.at_s == last
+    # At the first look behind it that finds no earlier request without its first token.
+    assert part.end_s == math.ceil(last) == 4.0
+    assert (part.arrived, result.arrived) == (84, 200)
+    rows, all_rows = told.all_iterations(), whole.all_iterations()
+    begun = rows.where(rows["start_s"] < last).rows
+    assert np.array_equal(begun, all_rows.where(all_rows["start_s"] < last).rows)
+    ended = told.all_requests()
+    first = ended.where(ended["request"] < 80)
+    assert len(first) == 80
+    order = np.argsort(first["request"])
+    known = arrivals.rows[np.argsort(arrivals["request"])][:80]
+    assert np.array_equal(first["first_token_s"][order], known[:, 3])
 
 
 def test_a_closed_loop_ends_when_its_fleet_is_down_for_good(cluster: ClusterProfile) -> None:

@@ -8,7 +8,7 @@ from simulator.execution.fleet.log import CollectedLog, LogWriter
 def test_rows_leave_in_blocks_and_stay_in_order(monkeypatch):
     monkeypatch.setattr(LogWriter, "ROWS", 2)
     log = CollectedLog()
-    writer = LogWriter(log)
+    writer = LogWriter([log])
     for end_s in (1.0, 2.0, 3.0):
         writer.gap(end_s, end_s / 10)
     assert log.all_gaps()["end_s"].tolist() == [1.0, 2.0]

@@ -74,7 +74,7 @@ def times(job: FleetJob) -> dict[str, AffineStepTimes]:
 
 def run(job: FleetJob, cluster: ClusterProfile) -> tuple[RowBlock, RowBlock]:
     log = CollectedLog()
-    run_fleet(job, times(job), cluster, seed=0, log=log)
+    run_fleet(job, times(job), cluster, seed=0, logs=[log])
     return log.all_requests(), log.all_iterations()
 
 
@@ -175,7 +175,7 @@ def test_memory_does_not_grow_with_simulated_time(
     for count in (300, 1_200):
         job = make_job(count, "20 Hz", output=5)
         tracemalloc.start()
-        run_fleet(job, times(job), cluster, seed=0, log=FleetStatistics(job))
+        run_fleet(job, times(job), cluster, seed=0, logs=[FleetStatistics(job)])
         peaks.append(tracemalloc.get_traced_memory()[1])
         tracemalloc.stop()
     assert peaks[1] < 1.2 * peaks[0]
