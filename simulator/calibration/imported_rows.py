@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -37,3 +38,17 @@ class ImportedRows:
     """Kernels of profiles without a row, the longest of each first."""
     modules: tuple[Path, ...] = ()
     """Tables of whole modules, which give no row."""
+
+
+def sources_together(found: Sequence[ImportedRows]) -> ImportedRows:
+    """What several sources give, in their order; of a kernel set with one place, what the last of
+    them says."""
+    sets = {(known.name, known.place): known for one in found for known in one.sets}
+    return ImportedRows(
+        measurements=tuple(row for one in found for row in one.measurements),
+        read_by=tuple(text for one in found for text in one.read_by),
+        warnings=tuple(text for one in found for text in one.warnings),
+        sets=tuple(sets.values()),
+        unmapped=tuple(lost for one in found for lost in one.unmapped),
+        modules=tuple(path for one in found for path in one.modules),
+    )

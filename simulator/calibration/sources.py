@@ -18,7 +18,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from hardware_profiles.fields import read_yaml
-from simulator.calibration.imported_rows import ImportedRows
+from simulator.calibration.imported_rows import ImportedRows, sources_together
 from simulator.calibration.table_files import ENDINGS
 from simulator.calibration.table_mappings import table_mappings
 from simulator.calibration.tables import import_table
@@ -66,7 +66,7 @@ def read_sources(
                 raise
             why = str(error).removeprefix(f"{source.name}: ")
             found.append(ImportedRows(measurements=(), warnings=(f"{shown}: not read: {why}",)))
-    read = _together(found)
+    read = sources_together(found)
     if not read.measurements:
         names = ", ".join(source.name for source in sources)
         left = len(read.warnings) - SHOWN
@@ -75,19 +75,6 @@ def read_sources(
         why = "; ".join(filter(None, (*read.warnings[:SHOWN], more, *unmapped)))
         raise ValueError(f"{names}: no kernel time to calibrate from; {why}")
     return read
-
-
-def _together(found: Sequence[ImportedRows]) -> ImportedRows:
-    """What several sources give."""
-    sets = {(known.name, known.place): known for one in found for known in one.sets}
-    return ImportedRows(
-        measurements=tuple(row for one in found for row in one.measurements),
-        read_by=tuple(text for one in found for text in one.read_by),
-        warnings=tuple(text for one in found for text in one.warnings),
-        sets=tuple(sets.values()),
-        unmapped=tuple(lost for one in found for lost in one.unmapped),
-        modules=tuple(path for one in found for path in one.modules),
-    )
 
 
 def _files(sources: Sequence[Path]) -> tuple[dict[Path, str], frozenset[Path]]:
