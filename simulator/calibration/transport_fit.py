@@ -61,9 +61,8 @@ class TransportFit:
     nvlink_range: tuple[float, float]
     """Least and most on the grid with which the root mean square stays close to its least."""
     chunk_tokens: int
-    root_mean_square: float
-    """Of the relative errors."""
     largest: float
+    """Of the relative errors."""
     rows: tuple[FittedFigure, ...]
 
 
@@ -94,7 +93,6 @@ def search(rows: Sequence[FittedFigure]) -> TransportFit:
         nic_range=(float(near_nic[0]), float(near_nic[-1])),
         nvlink_range=(float(near_nvlink[0]), float(near_nvlink[-1])),
         chunk_tokens=int(chunk[best[2]]),
-        root_mean_square=float(np.sqrt(square.min())),
         largest=float(np.abs(errors.reshape(len(rows), -1)[:, lowest]).max()),
         rows=tuple(rows),
     )
