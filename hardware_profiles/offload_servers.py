@@ -15,7 +15,7 @@ from hardware_profiles.fields import (
     read_yaml,
     to_profile,
 )
-from hardware_profiles.schema import CpuProfile
+from hardware_profiles.schema import HostProfile
 
 FOLDER = ROOT / "servers"
 
@@ -39,14 +39,10 @@ class DecodeRow(Profile):
     source: str
 
 
-class OffloadServerProfile(Profile):
-    """A server with one GPU; its decode rows are what the model of it is fitted to and held to."""
+class OffloadServerProfile(HostProfile):
+    """A host with one GPU; its decode rows are what the model of it is fitted to and held to."""
 
     name: str
-    cpu: CpuProfile
-    sockets: Count
-    memory: DataValue
-    """CPU memory of all sockets."""
     gpu: OffloadGpuProfile
     routed_expert_bytes: DataValue
     """All routed experts of the model in the precision that the server keeps them in."""
