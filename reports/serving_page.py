@@ -193,7 +193,7 @@ def layers_chart(tasks: pd.DataFrame) -> Spans:
     numbers = sorted({int(number) for number in tasks["micro_batch"]} - {-1})
     return Spans(
         "Layers in the middle of the iteration",
-        f"Two expert layers on {len(streams)} streams, kernel by kernel. perfetto.json holds the "
+        f"Two layers on {len(streams)} streams, kernel by kernel. perfetto.json holds the "
         "whole iteration. Drag over a part or press + to zoom.",
         shown_in("time", "time", float(tasks["end_s"].max()) - origin, low=0.0,
                  high=float(tasks["end_s"].max()) - origin),
@@ -210,8 +210,11 @@ def _whose(micro_batch: int) -> str:
 
 
 def _middle(tasks: pd.DataFrame) -> pd.DataFrame:
-    """All tasks that run while compute does a few expert layers in the middle of the iteration."""
-    compute = tasks[(tasks["stream"] == "compute") & tasks["layer"].str.startswith("moe")]
+    """All tasks that run while compute does a few layers in the middle of the iteration: of those
+    with experts, where the model has any."""
+    compute = tasks[tasks["stream"] == "compute"]
+    kinds = (compute[compute["layer"].str.startswith(kind)] for kind in ("moe", "dense"))
+    compute = next(of_kind for of_kind in kinds if len(of_kind))
     layers = list(dict.fromkeys(compute["layer"]))
     first = max(0, len(layers) // 2 - 1)
     begin = compute.loc[compute["layer"] == layers[first], "start_s"].min()

@@ -315,11 +315,11 @@ def transfer_metrics(step: ServingStep) -> dict[str, Any]:
 
 def expert_metrics(run: ServingRun) -> dict[str, Any]:
     """How uneven expert loads are over GPUs and links, and what rebalancing costs."""
-    job, step = run.job, run.step
+    step = run.step
     drawn = None if run.draws is None else run.draws.ranks
     uneven = step.rows / step.mean_rows if drawn is None else drawn.max_over_mean
     return {
-        "load": job.skew.rows.form,
+        "load": step.model.job.skew.rows.form,
         "compute_max_over_mean": uneven,
         "placement": {
             policy: {"placed": placed, "served": served}

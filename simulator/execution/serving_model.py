@@ -39,7 +39,7 @@ from simulator.hardware.network.fabric_load import FabricLoad, Pattern, all_to_a
 from simulator.hardware.network.groups import Reach
 from simulator.hardware.network.transfers import Transfers
 from simulator.hardware.prediction import Prediction
-from simulator.scenario.inputs import RecipeName
+from simulator.scenario.inputs import RecipeName, RowsOfRanks
 from simulator.scenario.serving import ServingStepJob
 from simulator.workload.experts import (
     ExpertPlacement,
@@ -294,6 +294,10 @@ def serving_model(
     Raises ValueError for sizes that do not fit together.
     """
     check_serving_job(job, config=config, cluster=cluster)
+    if not config.num_moe_layers:
+        # No rank has rows of experts, so none has more than another.
+        equal = job.skew.model_copy(update={"rows": RowsOfRanks()})
+        job = job.model_copy(update={"skew": equal})
     domain = joined_gpus(cluster)
     if low_latency is not None and job.gpus <= domain:
         low_latency = low_latency.within or low_latency

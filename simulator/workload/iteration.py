@@ -320,6 +320,8 @@ def _sparse_layers(
     after: Sequence[int | None] = (),
 ) -> list[int | None]:
     """Append mixture-of-experts layers one after another; returns what the next layer waits for."""
+    if not layers:
+        return list(after)
     if overlap == "two_micro_batches":
         two = _two_in_decode if decode else _two_in_prefill
         return two(build, layers, after)

@@ -1,8 +1,10 @@
 """The pages of serving jobs."""
 
+import pandas as pd
 import pytest
 
 from reports.serving import expert_loads
+from reports.serving_page import _middle
 
 
 @pytest.mark.parametrize(
@@ -30,3 +32,17 @@ def test_a_step_whose_skew_leaves_weights_unread_says_so(active, even, said):
         "active_experts_per_gpu_balanced": even,
     }
     assert expert_loads(experts) == said
+
+
+@pytest.mark.parametrize("kind", ["moe", "dense"])
+def test_the_layers_in_the_middle_are_those_that_the_model_has(kind):
+    layers = ["embedding 0", *(f"{kind} {number}" for number in range(1, 6)), "head 6"]
+    tasks = pd.DataFrame(
+        {
+            "stream": "compute",
+            "layer": layers,
+            "start_s": [float(number) for number in range(7)],
+            "end_s": [float(number + 1) for number in range(7)],
+        }
+    )
+    assert _middle(tasks)["layer"].tolist() == [f"{kind} 2", f"{kind} 3"]

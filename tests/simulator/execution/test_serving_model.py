@@ -91,3 +91,13 @@ def test_active_experts_grow_smoothly_with_the_rows_of_a_balanced_load():
 
 
 """Of 8 tokens per GPU and micro-batch, 64 copies, half stay within the node."""
+
+
+@pytest.mark.parametrize("name", ["decode_ep128_profile", "prefill_ep32_h100"])
+def test_a_model_without_experts_has_no_uneven_rows_and_no_micro_batches(name):
+    dense = "model.first_k_dense_replace=61"
+    step = step_of(name, dense)
+    assert step.model.job.skew.rows.form == "balanced"
+    assert step.model.graph.layers == ("embedding", *["dense"] * 61, "head")
+    alone = step_of(name, dense, "micro_batches=1", "overlap=none", "communication_sms=0")
+    assert step.log.span_s == alone.log.span_s
