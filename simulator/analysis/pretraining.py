@@ -82,7 +82,6 @@ class PretrainingRun:
     """A whole training run, for every seed."""
 
     scenario: Scenario
-    job: PretrainingJob
     gpus: int
     phases: tuple[PhaseSteps, ...]
     plan: Plan
@@ -119,7 +118,7 @@ def simulate_pretraining(scenario: Scenario, watch: Watch = unwatched) -> Pretra
     for factor, seed in zip(slower, seeds, strict=True):
         logs.append(run_once(plan, slower=float(factor), seed=seed))
         watch(HowFar(len(logs) / job.runs, len(logs), "runs"))
-    return PretrainingRun(scenario, job, gpus, phases, plan, size, slower, tuple(logs))
+    return PretrainingRun(scenario, gpus, phases, plan, size, slower, tuple(logs))
 
 
 def _gpus(scenario: Scenario, job: PretrainingJob) -> int:

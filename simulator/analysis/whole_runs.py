@@ -76,7 +76,6 @@ class Step:
     model: str
     sequences: int
     context: int
-    recipe: str
     kernels: str
     launch: str
     seconds: Seconds
@@ -145,7 +144,6 @@ def read_steps(path: Path) -> list[Step]:
                 model=line["model"],
                 sequences=int(line["sequences"]),
                 context=int(line["context"]),
-                recipe=line["recipe"],
                 kernels=line["kernels"],
                 launch=line["launch"],
                 seconds=float(line["seconds"]),
@@ -169,7 +167,6 @@ def planned(lease: str) -> list[Step]:
                 model=line["model"],
                 sequences=int(line["sequences"]),
                 context=int(line["context"]),
-                recipe="fp8",
                 kernels="mixed",
                 launch=line["launch"],
                 seconds=nan,

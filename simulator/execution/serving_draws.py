@@ -55,8 +55,6 @@ class StepDraws:
 
     step_s: Array
     """[draws]"""
-    ideal_s: Seconds
-    """The same of ideal ranks, every input at its value."""
     inputs: Mapping[str, Array]
     """[draws] of what each draw was made with: standard normal numbers of the priors, and
     "kernels": what their errors alone make of ideal ranks."""
@@ -169,7 +167,7 @@ def step_draws(
         inputs = {"kernels": kernels} | inputs
     if job.skew.is_none:
         active = step.active_experts
-        return StepDraws(kernels, step.step_s, inputs, np.zeros(job.gpus), active, {}, None)
+        return StepDraws(kernels, inputs, np.zeros(job.gpus), active, {}, None)
     priors: dict[str, Array] = {}
     for name, prior in priors_of(job.skew).items():
         normal = draws.of(("skew", name))
@@ -198,7 +196,6 @@ def step_draws(
         )
     return StepDraws(
         step_s=step_s,
-        ideal_s=step.step_s,
         inputs=inputs,
         waited_s=waited,
         active_experts=_active_experts(step, ranks) if attributed else step.active_experts,

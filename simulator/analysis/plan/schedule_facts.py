@@ -29,12 +29,6 @@ class HeldAtLeast:
     of_further: float
     """For each layer beyond these, at that moment."""
 
-    def of(self, layers: int) -> float:
-        """Of all of so many equal layers, one on every stage."""
-        return max(
-            layers * self.of_any, self.of_one_each + (layers - self.stages) * self.of_further
-        )
-
     def times(self, factor: float) -> HeldAtLeast:
         """Of so many times as many micro-batches."""
         return HeldAtLeast(

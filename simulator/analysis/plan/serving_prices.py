@@ -341,8 +341,6 @@ class Measured:
     rejected: int = 0
     prefill_share: float = 1.0
     """Of the busy time of instances that do both, in passes."""
-    utilisation: Mapping[str, float] = field(default_factory=dict)
-    """Of each pool."""
     reason: str | None = None
 
 
@@ -379,7 +377,6 @@ def run_of(raw: Raw, percentile: int, known: Mapping[str, KnownTimes]) -> Measur
         decode_wait_s=metrics["decode_wait_s"]["mean"] or 0.0,
         rejected=metrics["requests"]["rejected"],
         prefill_share=passes / busy if busy else 1.0,
-        utilisation={name: pool["utilisation"] for name, pool in metrics["pools"].items()},
     )
 
 

@@ -23,11 +23,9 @@ def test_layers_of_one_stage_keep_what_it_holds():
     assert least_of_layers(np.array([[1], [4], [2]])) == 4.0
 
 
-def test_further_layers_keep_what_the_least_of_the_stages_does():
+def test_twice_the_micro_batches_keep_twice_as_many_on_as_many_stages():
     kept = HeldAtLeast(stages=2, of_any=2.0, of_one_each=7.0, of_further=3.0)
-    assert kept.of(2) == 7.0
-    assert kept.of(4) == 7.0 + 2 * 3.0
-    assert kept.times(2.0).of(4) == 26.0
+    assert kept.times(2.0) == HeldAtLeast(stages=2, of_any=4.0, of_one_each=14.0, of_further=6.0)
 
 
 @pytest.mark.parametrize("name", SCHEDULES)
@@ -44,7 +42,7 @@ def test_a_long_schedule_keeps_no_less_and_has_the_pairs_that_a_short_one_tells(
             kept[held.stages] = max(kept.get(held.stages, 0), most)
         assert [each.stages for each in facts.held] == [len(stages) for stages in kept]
         for each, most in zip(facts.held, kept.values(), strict=True):
-            assert each.of(each.stages) <= most
+            assert max(each.stages * each.of_any, each.of_one_each) <= most
         chunks = {}
         for row in whole.actions:
             for action in row:

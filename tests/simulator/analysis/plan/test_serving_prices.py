@@ -251,7 +251,6 @@ def test_a_run_says_what_its_requests_took_and_waited_for(
         "decode_wait_s": {"mean": 0.125},
         "requests": {"finished": finished, "rejected": 2},
         "verdict": "stable",
-        "pools": {"decode": {"utilisation": 0.75}},
     }
     fleet = SimpleNamespace(
         simulation=SimpleNamespace(
@@ -274,7 +273,7 @@ def test_a_run_says_what_its_requests_took_and_waited_for(
     monkeypatch.setattr(serving_prices, "fleet_metrics", lambda *_, **__: metrics)
     assert serving_prices.run_of({}, 99, {}) == Measured(
         0.5, found, "stable", queueing_s=0.25, decode_wait_s=0.125, rejected=2,
-        prefill_share=0.75, utilisation={"decode": 0.75},
+        prefill_share=0.75,
     )  # fmt: skip
     metrics["queueing_s"]["mean"] = metrics["decode_wait_s"]["mean"] = None
     fleet.statistics.instances = {}
