@@ -194,7 +194,7 @@ class HeldOutError(Profile):
     """80% quantile of the absolute log error: the half-width of an interval."""
 
 
-Reach = Literal["between", "edge", "shape", "size", "gap", "beyond"]
+RowReach = Literal["between", "edge", "shape", "size", "gap", "beyond"]
 """How far from the rows of a kernel's family: between rows of its shape; beside them; in a shape
 without rows; with a size of no row; in a gap between loads; beyond all loads."""
 
@@ -243,7 +243,7 @@ class FitProfile(Profile):
     noise_slope: float | None = None
     """Octaves by which the deviation of that noise grows with each octave of time at peak: below 0
     where long kernels repeat better than short ones; none of too few rows to tell."""
-    widths: dict[Reach, Annotated[float, Field(gt=0)]] = Field(default_factory=dict)
+    widths: dict[RowReach, Annotated[float, Field(gt=0)]] = Field(default_factory=dict)
     """{how far from rows: 80% quantile of the log error of rows left out so far from the others,
     over the deviation of the model}; of what too few rows tell, nothing."""
     tiles: TilesProfile | None = None

@@ -10,7 +10,7 @@ from hardware_profiles.renames import EARLIER_NAMES, file_of_today, with_names_o
 from hardware_profiles.suggestions import meant_or_known
 from hardware_profiles.whole_files import real_path
 
-Kind = Literal["gpus", "clusters", "calibrations", "transports"]
+ProfileKind = Literal["gpus", "clusters", "calibrations", "transports"]
 """Folders of shipped profiles."""
 
 _FIELD_OF_FOLDER = {
@@ -22,14 +22,14 @@ _FIELD_OF_FOLDER = {
 
 
 @cache
-def known_profiles(kind: Kind) -> tuple[str, ...]:
+def known_profiles(kind: ProfileKind) -> tuple[str, ...]:
     """Names of the shipped profiles of one kind, sorted; no file comes or goes while a process
     runs."""
     files = os.listdir(ROOT / kind)
     return tuple(sorted(f.removesuffix(".yaml") for f in files if f.endswith(".yaml")))
 
 
-def read_profile(kind: Kind, name_or_path: str) -> tuple[Raw, str]:
+def read_profile(kind: ProfileKind, name_or_path: str) -> tuple[Raw, str]:
     """Read one YAML file as a plain dict, and say what to call it in messages.
 
     A text with a slash or the ending .yaml is a path; anything else names a shipped profile.

@@ -71,7 +71,7 @@ KERNELS = ("kernel_seconds", "kernel_count", "outside_share", "untimed_operator_
 COLUMNS = (*KEY, *TIMES, *KERNELS)
 
 Cells = Mapping[str, str]
-Table = dict[tuple[str, ...], Cells]
+BenchTable = dict[tuple[str, ...], Cells]
 
 _PROFILED_SECONDS = 1.0
 _MOST_PROFILED, _FEWEST_PROFILED = 20, 5
@@ -276,7 +276,7 @@ def key_of(run: WholeRun, kernels: str) -> tuple[str, ...]:
     )  # fmt: skip
 
 
-def read_runs(path: Path) -> Table:
+def read_runs(path: Path) -> BenchTable:
     """The rows of the table at path, none where there is none; it must have its columns."""
     if not path.exists():
         return {}
@@ -287,7 +287,7 @@ def read_runs(path: Path) -> Table:
         return {tuple(line[name] for name in KEY): line for line in reader}
 
 
-def write_runs(rows: Table, path: Path) -> None:
+def write_runs(rows: BenchTable, path: Path) -> None:
     """Write the table anew; a cell that is not known yet is empty."""
     with path.open("w", encoding="utf-8", newline="") as file:
         writer = csv.DictWriter(file, COLUMNS, restval="", lineterminator="\n")

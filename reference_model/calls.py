@@ -24,8 +24,8 @@ _WRITTEN_ONLY = ("out", "out_scales", "out_turned_scales")
 """Arguments that an operator does not read."""
 
 Arguments = Mapping[str, Any]
-Results = Sequence[Tensor]
-Sizes = Callable[[Arguments, Results], dict[str, int]]
+CallResults = Sequence[Tensor]
+Sizes = Callable[[Arguments, CallResults], dict[str, int]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,21 +47,21 @@ class _Description:
 def _matrix(name: str = "x") -> Sizes:
     """rows and columns of an argument, leading dimensions counted as rows."""
 
-    def sizes(a: Arguments, _: Results) -> dict[str, int]:
+    def sizes(a: Arguments, _: CallResults) -> dict[str, int]:
         x: Tensor = a[name]
         return {"rows": x.numel() // x.shape[-1], "columns": x.shape[-1]}
 
     return sizes
 
 
-def _flat_heads(a: Arguments, _: Results) -> dict[str, int]:
+def _flat_heads(a: Arguments, _: CallResults) -> dict[str, int]:
     """A copy of [..., heads, dim] seen as tokens x (heads x dim)."""
     x: Tensor = a["x"]
     columns = x.shape[-1] if x.dim() == 2 else x.shape[-1] * x.shape[-2]
     return {"rows": x.numel() // columns, "columns": columns}
 
 
-def _attention(a: Arguments, _: Results) -> dict[str, int]:
+def _attention(a: Arguments, _: CallResults) -> dict[str, int]:
     sequences, length, heads, qk_dim = a["q"].shape
     return {
         "sequences": sequences,
@@ -73,7 +73,7 @@ def _attention(a: Arguments, _: Results) -> dict[str, int]:
     }
 
 
-def _mla_decode(a: Arguments, _: Results) -> dict[str, int]:
+def _mla_decode(a: Arguments, _: CallResults) -> dict[str, int]:
     sequences, length, heads, width = a["q"].shape
     return {
         "sequences": sequences,
@@ -85,15 +85,15 @@ def _mla_decode(a: Arguments, _: Results) -> dict[str, int]:
     }
 
 
-def _sparse_mla(a: Arguments, r: Results) -> dict[str, int]:
+def _sparse_mla(a: Arguments, r: CallResults) -> dict[str, int]:
     return _mla_decode(a, r) | {"top_k": a["selected"].shape[2]}
 
 
-def _masked_attention(a: Arguments, r: Results) -> dict[str, int]:
+def _masked_attention(a: Arguments, r: CallResults) -> dict[str, int]:
     return _attention(a, r) | {"top_k": a["selected"].shape[2]}
 
 
-def _index_scores(a: Arguments, _: Results) -> dict[str, int]:
+def _index_scores(a: Arguments, _: CallResults) -> dict[str, int]:
     sequences, length, heads, dim = a["q"].shape
     return {
         "sequences": sequences,
@@ -104,7 +104,7 @@ def _index_scores(a: Arguments, _: Results) -> dict[str, int]:
     }
 
 
-def _attention_preprocess(a: Arguments, _: Results) -> dict[str, int]:
+def _attention_preprocess(a: Arguments, _: CallResults) -> dict[str, int]:
     sequences, length, heads, v_dim = a["output"].shape
     return {
         "sequences": sequences,
@@ -115,34 +115,34 @@ def _attention_preprocess(a: Arguments, _: Results) -> dict[str, int]:
     }
 
 
-def _rope(a: Arguments, _: Results) -> dict[str, int]:
+def _rope(a: Arguments, _: CallResults) -> dict[str, int]:
     sequences, length, heads, dim = a["x"].shape
     return {"rows": sequences * length, "positions": length, "heads": heads, "dim": dim}
 
 
-def _activation(a: Arguments, _: Results) -> dict[str, int]:
+def _activation(a: Arguments, _: CallResults) -> dict[str, int]:
     rows, columns = a["gate_up"].shape
     return {"rows": rows, "columns": columns // 2}
 
 
-def _gate(a: Arguments, r: Results) -> dict[str, int]:
+def _gate(a: Arguments, r: CallResults) -> dict[str, int]:
     tokens, experts = a["logits"].shape
     return {"tokens": tokens, "experts": experts, "top_k": a.get("top_k") or a["indices"].shape[1]}
 
 
-def _dispatch(a: Arguments, r: Results) -> dict[str, int]:
+def _dispatch(a: Arguments, r: CallResults) -> dict[str, int]:
     tokens, hidden = a["x"].shape
     top_k = a["indices"].shape[1] if "indices" in a else 0
     return {"tokens": tokens, "rows": r[0].shape[0], "hidden": hidden, "top_k": top_k}
 
 
-def _combine(a: Arguments, _: Results) -> dict[str, int]:
+def _combine(a: Arguments, _: CallResults) -> dict[str, int]:
     tokens, hidden = a["shared"].shape
     top_k = a["weights_grad"].shape[1] if "weights_grad" in a else 0
     return {"tokens": tokens, "rows": a["x"].shape[0], "hidden": hidden, "top_k": top_k}
 
 
-def _grouped(a: Arguments, _: Results) -> dict[str, int]:
+def _grouped(a: Arguments, _: CallResults) -> dict[str, int]:
     return {
         "rows": a["a"].shape[0],
         "n": a["b"].shape[1],
@@ -151,14 +151,14 @@ def _grouped(a: Arguments, _: Results) -> dict[str, int]:
     }
 
 
-def _update(a: Arguments, _: Results) -> dict[str, int]:
+def _update(a: Arguments, _: CallResults) -> dict[str, int]:
     state = [a[name][0].element_size() for name in ("weights", "firsts", "seconds")]
     moved = a["gradients"][0].element_size() + sum(state)
     values = sum(weight.numel() for weight in a["weights"])
     return {"values": values, "read": moved, "written": moved}
 
 
-def _weight(a: Arguments, _: Results) -> dict[str, int]:
+def _weight(a: Arguments, _: CallResults) -> dict[str, int]:
     *leading, rows, columns = a["master"].shape
     return {"groups": math.prod(leading), "rows": rows, "columns": columns}
 

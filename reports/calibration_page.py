@@ -12,7 +12,7 @@ from hardware_profiles.units import format_seconds
 from reports.calibration import family_name, fit_family
 from reports.calibration_charts import Panel
 from reports.charts import Chart, ChartAxis, Curve, Lines, shown_in
-from reports.page import Answer, Block, Cell, Figure, Page, Section, Table
+from reports.page import Answer, Cell, Figure, Page, PageBlock, Section, Table
 from simulator.calibration.family_fit import HeldOutRow
 
 if TYPE_CHECKING:
@@ -107,7 +107,7 @@ def _share(value: float | None) -> Cell:
     return Cell(_percent(value), value)
 
 
-def _pooled(pooled: Sequence[PooledError], pooled_rows: int) -> Block:
+def _pooled(pooled: Sequence[PooledError], pooled_rows: int) -> PageBlock:
     if not pooled:
         return "No table has that many rows; see the errors of each table below."
     return Table(

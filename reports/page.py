@@ -123,7 +123,7 @@ class Shares:
     """(name, value as text, share, hue)."""
 
 
-Block: TypeAlias = Chart | Table | Shares | str
+PageBlock: TypeAlias = Chart | Table | Shares | str
 """A string is a paragraph; one of several lines is shown as it was written."""
 
 
@@ -132,7 +132,7 @@ class Section:
     """A heading and what stands under it."""
 
     title: str
-    blocks: tuple[Block, ...]
+    blocks: tuple[PageBlock, ...]
     note: str = ""
 
     @property

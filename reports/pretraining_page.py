@@ -25,9 +25,9 @@ from reports.charts import (
 )
 from reports.page import (
     Answer,
-    Block,
     Figure,
     Page,
+    PageBlock,
     Section,
     Table,
     published_section,
@@ -248,7 +248,7 @@ def _checkpoints(metrics: Mapping[str, Any]) -> list[Section]:
         tuple((kind.replace("_", " "), f"{n:.2f}") for kind, n in metrics["incidents"].items()),
         "",
     )
-    blocks: tuple[Block, ...] = (incidents,)
+    blocks: tuple[PageBlock, ...] = (incidents,)
     if checkpoint:
         later = (
             f", and it can be read {format_seconds(checkpoint['write_s'])} later"

@@ -7,7 +7,7 @@ from typing import Any
 
 from hardware_profiles.units import format_seconds
 from reports.charts import ChartAxis, Span, Spans
-from reports.page import Answer, Block, Cell, Figure, Page, Section, Table
+from reports.page import Answer, Cell, Figure, Page, PageBlock, Section, Table
 
 _DRAWN = 16
 """Simulated fleets that are drawn, the recommended one first."""
@@ -125,7 +125,7 @@ def _variants(plan: Mapping[str, Any]) -> Table:
     )  # fmt: skip
 
 
-def _others(plans: list[Mapping[str, Any]]) -> Block:
+def _others(plans: list[Mapping[str, Any]]) -> PageBlock:
     return Table(
         ("GPU", "|nodes", "|USD/h", "recommendation"),
         tuple(

@@ -17,10 +17,10 @@ from hardware_profiles.units import (
 from reports.charts import ChartAxis, Columns, Reference, Span, Spans, binned, merged, shown_in
 from reports.page import (
     Answer,
-    Block,
     Cell,
     Figure,
     Page,
+    PageBlock,
     Section,
     Shares,
     Table,
@@ -206,7 +206,7 @@ def _waiting(tables: RunTables) -> Iterator[Section]:
         return
     by_cause = {name: value for name, value in waiting["by_cause_s"].items() if value > 0}
     priors = {name: s for name, s in tables.metrics["priors"].items() if s >= 0.005}
-    parts: list[Block] = [
+    parts: list[PageBlock] = [
         Shares(
             "Waiting of the step by cause",
             tuple(

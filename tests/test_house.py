@@ -43,6 +43,19 @@ def test_no_public_name_is_defined_twice():
     assert {name: where for name, where in homes.items() if len(where) > 1} == {}
 
 
+def test_no_alias_of_a_type_is_called_what_a_class_is():
+    classes = {node.name: str(path) for path in MODULES for node in public(tree_of(path))}
+    aliases = {
+        name.id: str(path)
+        for path in MODULES
+        for node in tree_of(path).body
+        if isinstance(node, ast.Assign | ast.AnnAssign)
+        for name in ([node.target] if isinstance(node, ast.AnnAssign) else node.targets)
+        if isinstance(name, ast.Name) and re.fullmatch(r"[A-Z]\w*[a-z]\w*", name.id)
+    }
+    assert {name: (aliases[name], classes[name]) for name in aliases.keys() & classes} == {}
+
+
 def test_every_module_has_its_test_at_the_mirrored_path():
     bare = [
         str(path)

@@ -41,7 +41,7 @@ CLOSE = 1e-3
 MOST_STEPS = 30
 """Of a search."""
 
-Answer = Callable[[Mapping[str, Any]], float]
+AnswerOf = Callable[[Mapping[str, Any]], float]
 """{path: value} changed -> the answer, seconds."""
 
 
@@ -179,7 +179,7 @@ def _answer(run: TrainingRun | ServingRun, rows: KnownRows) -> float:
     return seconds if drafts is None else seconds / drafts.tokens_per_step
 
 
-def row_of(of: ScaledInput, answer: Answer, base: float, target: float) -> Row:
+def row_of(of: ScaledInput, answer: AnswerOf, base: float, target: float) -> Row:
     """What an input does to an answer.
 
     Args:
@@ -225,7 +225,7 @@ def row_of(of: ScaledInput, answer: Answer, base: float, target: float) -> Row:
 
 
 def _search(
-    of: ScaledInput, answer: Answer, base: float, target: float, *, more: bool
+    of: ScaledInput, answer: AnswerOf, base: float, target: float, *, more: bool
 ) -> tuple[NeededValue | None, float]:
     """What an input that is no count must become for the answer to fall to 1 - target of it, and
     the share that it then saves; or the share that its best value saves, where that is less."""
@@ -259,7 +259,7 @@ def _search(
 
 
 def _counted_up(
-    of: ScaledInput, answer: Answer, base: float, target: float
+    of: ScaledInput, answer: AnswerOf, base: float, target: float
 ) -> tuple[NeededValue | None, float]:
     """The same of a count of which more are better: doubled until it is enough, then halved in."""
     first = round(of.number)
@@ -279,7 +279,7 @@ def _counted_up(
 
 
 def _counted_down(
-    of: ScaledInput, answer: Answer, base: float, target: float
+    of: ScaledInput, answer: AnswerOf, base: float, target: float
 ) -> tuple[NeededValue | None, float]:
     """The same of a count of which fewer are better, one by one, as fewer may turn worse."""
     first, most = round(of.number), 0.0

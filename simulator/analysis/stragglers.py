@@ -30,7 +30,7 @@ from hardware_profiles.units import Seconds
 from hardware_profiles.whole_files import read_text
 from reference_model.pipeline_actions import FORWARD_WORK
 from reference_model.trace import Operator
-from simulator.calibration.table_files import Columns, read_columns
+from simulator.calibration.table_files import FileColumns, read_columns
 from simulator.execution import timeline
 from simulator.execution.pipeline import run_pipeline
 from simulator.workload.schedules.one_f_one_b import one_f_one_b
@@ -124,7 +124,7 @@ def read_recorded_job(folder: Path, name: str) -> StragglerTrace:
         raise ValueError(f"{path}: {error}") from None
 
 
-def _column(columns: Columns, name: str) -> NDArray[Any]:
+def _column(columns: FileColumns, name: str) -> NDArray[Any]:
     if name not in columns:
         raise ValueError(f"column {name!r} is missing")
     return np.asarray(columns[name])

@@ -21,7 +21,7 @@ from simulator.hardware.kernels.families import family_of
 
 RULE = "newest version first; --sets names others"
 
-Kernel = tuple[str, str, str, bool, str]
+KernelKey = tuple[str, str, str, bool, str]
 """(kind, operand type, result type, whether it adds into the result, layout of a transfer)."""
 
 
@@ -37,10 +37,10 @@ def choose_versions(read: ImportedRows, *, named: Sequence[str]) -> ImportedRows
     their order, then the others by name.
     """
     ranks = {known.name: known for known in read.sets}
-    kernels: dict[Kernel, Counter[str]] = defaultdict(Counter)
+    kernels: dict[KernelKey, Counter[str]] = defaultdict(Counter)
     for row in read.measurements:
         kernels[kernel_of(row)][row.kernel_set] += 1
-    taken: dict[Kernel, set[str]] = {}
+    taken: dict[KernelKey, set[str]] = {}
     aside: dict[str, int] = defaultdict(int)
     for kernel, counts in kernels.items():
         known = {name: ranks.get(name, KernelSet(name)) for name in counts}
@@ -72,7 +72,7 @@ def choose_versions(read: ImportedRows, *, named: Sequence[str]) -> ImportedRows
     )
 
 
-def kernel_of(row: Measurement) -> Kernel:
+def kernel_of(row: Measurement) -> KernelKey:
     """What a row times, whatever the version of it."""
     between = row.condition("nodes", "1") != "1"
     layout = " ".join(
@@ -83,7 +83,7 @@ def kernel_of(row: Measurement) -> Kernel:
     return (*family_of(row), layout)
 
 
-def kernel_text(kernel: Kernel) -> str:
+def kernel_text(kernel: KernelKey) -> str:
     """A kernel in words."""
     kind, dtype, out_dtype, accumulates, layout = kernel
     added = ", accumulated" if accumulates else ""

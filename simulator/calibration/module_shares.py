@@ -11,7 +11,7 @@ import numpy as np
 from hardware_profiles.schema import GpuProfile
 from hardware_profiles.tables import Measurement
 from hardware_profiles.units import Seconds
-from simulator.calibration.table_mappings import Lines, TableMapping
+from simulator.calibration.table_mappings import ChosenLines, TableMapping
 from simulator.hardware.kernels.families import batch_of_rows
 from simulator.hardware.kernels.roofline import DEEPGEMM_TILES, ideal_batch_seconds
 
@@ -25,7 +25,7 @@ class ReadKernel:
     """Line number of each row."""
     problems: dict[str, list[int]]
     """{reason: lines}"""
-    chosen: Lines
+    chosen: ChosenLines
     """[lines of the table] that the kernel speaks for."""
 
 

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-Columns = Mapping[str, NDArray[Any]]
+FileColumns = Mapping[str, NDArray[Any]]
 """{column: its cells}, all of one length."""
 
 ENDINGS = (".csv", ".parquet", ".txt", ".log", ".out")
@@ -72,7 +72,7 @@ def every_line_read(path: Path) -> int:
     return max(1, -(-lines // MOST_LINES))
 
 
-def read_columns(path: Path, *, every: int = 1) -> Columns:
+def read_columns(path: Path, *, every: int = 1) -> FileColumns:
     """Columns of a CSV (as text), a parquet file (as they are) or printed output, in order.
 
     Args:
@@ -149,7 +149,7 @@ def _read_parquet(path: Path, every: int) -> dict[str, NDArray[Any]]:
         raise ValueError(f"{path}: not a parquet table: {reason}") from None
 
 
-def _read_printed(path: Path) -> Columns | None:
+def _read_printed(path: Path) -> FileColumns | None:
     """Columns of printed output; None where the file holds none that is known."""
     try:
         with path.open(encoding="utf-8", errors="replace") as file:
@@ -168,7 +168,7 @@ def _may_speak(line: str) -> bool:
     return "#" in line or "[" in line or "nccl" in line.lower() or bool(_NCCL_RESULT.match(line))
 
 
-def _nccl_tests(lines: Sequence[str]) -> Columns | None:
+def _nccl_tests(lines: Sequence[str]) -> FileColumns | None:
     """Out-of-place results of nccl-tests; None without its heading."""
     if not any("algbw" in line and "busbw" in line and "#" in line for line in lines):
         return None
@@ -200,7 +200,7 @@ def _nccl_tests(lines: Sequence[str]) -> Columns | None:
     return _table(_NCCL_COLUMNS, results)
 
 
-def _deepep_normal(lines: Sequence[str]) -> Columns | None:
+def _deepep_normal(lines: Sequence[str]) -> FileColumns | None:
     """Best results of DeepEP's test_intranode.py and test_internode.py; None without any.
 
     Columns: what its [config] line states, kernel (dispatch or combine), type (FP8 or BF16), sms,
@@ -231,7 +231,7 @@ def _deepep_normal(lines: Sequence[str]) -> Columns | None:
     return _table(names, [tuple(row.get(name, "") for name in names) for row in results])
 
 
-def _deepep_low_latency(lines: Sequence[str]) -> Columns | None:
+def _deepep_low_latency(lines: Sequence[str]) -> FileColumns | None:
     """Results by rank of DeepEP's test_low_latency.py; None without any."""
     found = [match for line in lines if (match := _EP_LOW_LATENCY.search(line))]
     if not found:
@@ -240,6 +240,6 @@ def _deepep_low_latency(lines: Sequence[str]) -> Columns | None:
     return _table(names, [match.groups() for match in found])
 
 
-def _table(names: Sequence[str], rows: Sequence[Sequence[str]]) -> Columns:
+def _table(names: Sequence[str], rows: Sequence[Sequence[str]]) -> FileColumns:
     columns = zip(*rows, strict=True) if rows else ((),) * len(names)
     return {name: np.array(cells, dtype=object) for name, cells in zip(names, columns, strict=True)}

@@ -28,17 +28,17 @@ from hardware_profiles.fields import ROOT, Profile, TimeValue, read_yaml, to_pro
 from hardware_profiles.suggestions import meant_or_known
 from hardware_profiles.tables import TRANSFER_KINDS, TRANSFER_SIZES
 from reference_model.trace import KINDS
-from simulator.calibration.table_files import Columns
+from simulator.calibration.table_files import FileColumns
 
 Array = NDArray[np.float64]
-Lines = NDArray[np.bool_]
+ChosenLines = NDArray[np.bool_]
 Wanted = str | int | tuple[str | int, ...]
 
 AGREES = 0.1
 """Share by which a `check` may be off, in the median of the lines."""
 
 _COMPARISON = re.compile(r"^(<=|>=|<|>)\s*(\S+)$")
-_COMPARE: Mapping[str, Callable[[Array, float], Lines]] = {
+_COMPARE: Mapping[str, Callable[[Array, float], ChosenLines]] = {
     "<": lambda cells, limit: cells < limit,
     "<=": lambda cells, limit: cells <= limit,
     ">": lambda cells, limit: cells > limit,
@@ -209,7 +209,7 @@ def _mapping(raw: dict[str, Any], where: str) -> TableMapping:
 # -- which mapping a table is for ------------------------------------------------------------------
 
 
-def with_names_of(mapping: TableMapping, columns: Columns) -> Columns:
+def with_names_of(mapping: TableMapping, columns: FileColumns) -> FileColumns:
     """The table's columns under the mapping's names, where the table has them under others."""
     by_name = {name.strip().casefold(): name for name in columns}
     known = dict(columns)
@@ -220,7 +220,7 @@ def with_names_of(mapping: TableMapping, columns: Columns) -> Columns:
     return known
 
 
-def missing_columns(mapping: TableMapping, columns: Columns) -> list[str]:
+def missing_columns(mapping: TableMapping, columns: FileColumns) -> list[str]:
     """Columns that the mapping needs and the table has under no name."""
     known = with_names_of(mapping, columns)
     missing = [name for name in mapping.columns if name not in known]
@@ -231,7 +231,7 @@ def missing_columns(mapping: TableMapping, columns: Columns) -> list[str]:
 
 
 def mapping_for(
-    columns: Columns, mappings: Sequence[TableMapping], known: Mapping[str, float], file: str
+    columns: FileColumns, mappings: Sequence[TableMapping], known: Mapping[str, float], file: str
 ) -> TableMapping:
     """The one mapping whose columns, conditions and checks the table fulfils.
 
@@ -268,7 +268,7 @@ def mapping_for(
     return best[0]
 
 
-def _share_of_columns(mapping: TableMapping, columns: Columns) -> tuple[float, int]:
+def _share_of_columns(mapping: TableMapping, columns: FileColumns) -> tuple[float, int]:
     missing = len(missing_columns(mapping, columns))
     return (1 - missing / max(len(mapping.columns), 1), len(mapping.columns))
 
@@ -277,7 +277,7 @@ def _text(where: Mapping[str, Wanted]) -> str:
     return " and ".join(f"{column} {wanted}" for column, wanted in where.items())
 
 
-def _disagreement(mapping: TableMapping, columns: Columns, known: Mapping[str, float]) -> str:
+def _disagreement(mapping: TableMapping, columns: FileColumns, known: Mapping[str, float]) -> str:
     """Which column is not what the mapping's check says; empty where all are."""
     named = with_names_of(mapping, columns)
     for column, expression in mapping.check.items():
@@ -292,7 +292,7 @@ def _disagreement(mapping: TableMapping, columns: Columns, known: Mapping[str, f
     return ""
 
 
-def lines_where(columns: Columns, where: Mapping[str, Wanted]) -> Lines:
+def lines_where(columns: FileColumns, where: Mapping[str, Wanted]) -> ChosenLines:
     """[lines] whether each fulfils all conditions; none does where a column is not there."""
     chosen = np.ones(len(next(iter(columns.values()), ())), dtype=np.bool_)
     for column, wanted in where.items():
@@ -304,7 +304,7 @@ def lines_where(columns: Columns, where: Mapping[str, Wanted]) -> Lines:
     return chosen
 
 
-def _matches(cells: NDArray[Any], wanted: str | int) -> Lines:
+def _matches(cells: NDArray[Any], wanted: str | int) -> ChosenLines:
     comparison = _COMPARISON.match(wanted) if isinstance(wanted, str) else None
     if comparison:
         with np.errstate(invalid="ignore"):
@@ -348,7 +348,7 @@ _FUNCTIONS: Mapping[str, Callable[..., Array]] = {
 
 
 def column_arithmetic(
-    text: str, columns: Columns, known: Mapping[str, float | Array], where: str
+    text: str, columns: FileColumns, known: Mapping[str, float | Array], where: str
 ) -> Array:
     """Arithmetic over columns, or a column by its name, whatever it is called: one number for each
     line, nan where a cell is no number."""

@@ -36,10 +36,10 @@ from reference_model.formats import multiplied_as
 from reference_model.trace import ALL_TO_ALL_KINDS, KINDS
 from simulator.calibration.imported_rows import ImportedRows, KernelSet
 from simulator.calibration.module_shares import ReadKernel, aside_text, shared_out
-from simulator.calibration.table_files import MOST_LINES, Columns, every_line_read, read_columns
+from simulator.calibration.table_files import MOST_LINES, FileColumns, every_line_read, read_columns
 from simulator.calibration.table_mappings import (
     Array,
-    Lines,
+    ChosenLines,
     TableMapping,
     TimedKernel,
     column_arithmetic,
@@ -141,7 +141,7 @@ def _check_own(row: Measurement, path: Path) -> None:
 
 def _mapped(
     rules: TableMapping,
-    columns: Columns,
+    columns: FileColumns,
     peaks: Mapping[str, float],
     gpu: GpuProfile,
     path: Path,
@@ -222,14 +222,14 @@ def _imported(
     )
 
 
-def _line_numbers(chosen: Lines) -> list[int]:
+def _line_numbers(chosen: ChosenLines) -> list[int]:
     numbers: list[int] = (np.flatnonzero(chosen) + FIRST_LINE).tolist()
     return numbers
 
 
 def _same_in_every_line(
-    stated: Mapping[str, str], columns: Columns, count: int, path: Path
-) -> Columns:
+    stated: Mapping[str, str], columns: FileColumns, count: int, path: Path
+) -> FileColumns:
     """Columns that the user states; ValueError for one that the table has itself."""
     for name in stated:
         if name in columns:
@@ -238,8 +238,8 @@ def _same_in_every_line(
 
 
 def of_this_gpu(
-    columns: Columns, gpu: GpuProfile, aside: dict[str, list[int]]
-) -> tuple[Lines, tuple[str, ...]]:
+    columns: FileColumns, gpu: GpuProfile, aside: dict[str, list[int]]
+) -> tuple[ChosenLines, tuple[str, ...]]:
     """[lines] measured on this GPU, those of others set aside; and a warning for rows of it that
     equal another's."""
     count = len(next(iter(columns.values())))
@@ -254,12 +254,12 @@ def of_this_gpu(
             whose = "a GPU without a profile" if other is None else f"--gpu {other}"
             reason = f"measured on {device} ({whose}), not on {gpu.name}"
             aside[reason].extend(_line_numbers(places == place))
-    usable: Lines = own[places]
+    usable: ChosenLines = own[places]
     return usable, _copies(columns, name, devices, places, own)
 
 
 def _copies(
-    columns: Columns,
+    columns: FileColumns,
     device: str,
     devices: NDArray[Any],
     places: NDArray[np.intp],
@@ -285,7 +285,7 @@ def _copies(
     return tuple(found)
 
 
-def _origin(columns: Columns, path: Path) -> tuple[str, str]:
+def _origin(columns: FileColumns, path: Path) -> tuple[str, str]:
     """Version of a table, and where its figures come from without the mapping's source: the version
     of its folder, else of its column."""
     folders = [part for part in real_path(path).parent.parts if VERSION_FOLDER.match(part)]
@@ -300,7 +300,7 @@ def _origin(columns: Columns, path: Path) -> tuple[str, str]:
     return "", path.name
 
 
-def _looked_up(rules: TableMapping, columns: Columns) -> dict[str, Array]:
+def _looked_up(rules: TableMapping, columns: FileColumns) -> dict[str, Array]:
     """{name: [lines] numbers} of the mapping's lookups."""
     found = {}
     for name, lookup in rules.lookups.items():
@@ -313,9 +313,9 @@ def _looked_up(rules: TableMapping, columns: Columns) -> dict[str, Array]:
 def _read_kernel(
     kernel: TimedKernel,
     rules: TableMapping,
-    columns: Columns,
+    columns: FileColumns,
     known: Mapping[str, float | Array],
-    usable_lines: Lines,
+    usable_lines: ChosenLines,
     origin: tuple[str, str],
     gpu: GpuProfile,
 ) -> ReadKernel:
@@ -393,14 +393,14 @@ def _read_kernel(
     return ReadKernel(rows, lines, dict(problems), chosen)
 
 
-def _time_of(kernel: TimedKernel, columns: Columns) -> tuple[str, str]:
+def _time_of(kernel: TimedKernel, columns: FileColumns) -> tuple[str, str]:
     """The column of the time, and its unit."""
     if isinstance(kernel.seconds, str):
         return kernel.seconds, kernel.unit
     return next((name, unit) for name, unit in kernel.seconds.items() if name in columns)
 
 
-def _texts_of(kernel: TimedKernel, rules: TableMapping, columns: Columns, version: str) -> Any:
+def _texts_of(kernel: TimedKernel, rules: TableMapping, columns: FileColumns, version: str) -> Any:
     """A function from a line to its operand type and conditions, made once for equal cells."""
     fields = [kernel.kernel_set, *kernel.conditions.values()]
     used = {name for text in fields for _, name, _, _ in Formatter().parse(text) if name}

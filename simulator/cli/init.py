@@ -13,7 +13,7 @@ from simulator.cli.completion import (
     gpu_names,
     schedule_names,
 )
-from simulator.cli.options import Gpu, Gpus, Model
+from simulator.cli.options import GpuOption, Gpus, Model
 
 init_app = typer.Typer(
     help="Write a short file of your own to start from, with a comment on every line.",
@@ -144,7 +144,7 @@ def init_training(
     batch: Annotated[int, typer.Option(min=1, help="Sequences of one optimizer step.")],
     model: Model = "deepseek_v3",
     sequence: Annotated[int, typer.Option(min=1, help="Tokens of one sequence.")] = 4096,
-    gpu: Gpu = None,
+    gpu: GpuOption = None,
     gpus: Gpus = None,
     cluster: Annotated[
         str | None,

@@ -12,12 +12,12 @@ from simulator.cli.init import NewFile, check_new, init_app, write_new
 from simulator.cli.options import Model
 from simulator.cli.service import (
     Cached,
-    KvCache,
+    KvCacheOption,
     LengthCv,
-    Output,
+    OutputOption,
     Prompt,
     Rate,
-    Recipe,
+    RecipeOption,
     Tpot,
     Ttft,
     service_of,
@@ -32,7 +32,7 @@ def init_serving(
     path: NewFile,
     rate: Rate,
     prompt: Prompt,
-    output: Output,
+    output: OutputOption,
     gpu: Annotated[
         str | None,
         typer.Option(help="A shipped GPU, h200 for short; or --cluster.", autocompletion=gpu_names),
@@ -64,8 +64,8 @@ def init_serving(
     tpot: Tpot = "50 ms",
     length_cv: LengthCv = 0.0,
     cached: Cached = 0.0,
-    recipe: Recipe = None,
-    kv_cache: KvCache = "bfloat16",
+    recipe: RecipeOption = None,
+    kv_cache: KvCacheOption = "bfloat16",
 ) -> None:
     """A service: its requests by rate and lengths, and the instances that serve them."""
     from simulator.execution.fleet.simulation import prepare_fleet

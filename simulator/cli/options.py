@@ -23,7 +23,7 @@ Model = Annotated[
     str,
     typer.Option(help="A shipped model, or a path to its config.json.", autocompletion=model_names),
 ]
-Gpu = Annotated[
+GpuOption = Annotated[
     str | None,
     typer.Option(help="A shipped GPU, h100 for short, a path.", autocompletion=gpu_names),
 ]

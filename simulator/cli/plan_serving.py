@@ -13,9 +13,9 @@ from simulator.cli.completion import cluster_names, gpu_names
 from simulator.cli.options import Json, Model, print_tables
 from simulator.cli.progress import Shown, progress
 from simulator.cli.service import (
-    KvCache,
+    KvCacheOption,
     Rate,
-    Recipe,
+    RecipeOption,
     Tpot,
     Ttft,
     service_of,
@@ -76,8 +76,8 @@ def plan_serving_command(
             min=0.0, max=0.99, help="Share of every prompt that a prefix cache holds. Default: 0."
         ),
     ] = None,
-    recipe: Recipe = None,
-    kv_cache: KvCache = "bfloat16",
+    recipe: RecipeOption = None,
+    kv_cache: KvCacheOption = "bfloat16",
     mtp: Annotated[
         bool, typer.Option(help="Whether decode may draft tokens with multi-token prediction.")
     ] = True,

@@ -17,7 +17,7 @@ from simulator.cli.completion import (
     model_names,
     scenario_names,
 )
-from simulator.cli.options import Changes, Gpu, Gpus, Json, print_tables
+from simulator.cli.options import Changes, GpuOption, Gpus, Json, print_tables
 from simulator.cli.progress import progress
 
 if TYPE_CHECKING:
@@ -49,7 +49,7 @@ def plan_training_command(
             autocompletion=model_names,
         ),
     ] = None,
-    gpu: Gpu = None,
+    gpu: GpuOption = None,
     gpus: Gpus = None,
     cluster: Annotated[
         str | None, typer.Option(help="In the place of --gpu.", autocompletion=cluster_names)

@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 
 Rate = Annotated[float | None, typer.Option(help="Requests per second, Poisson.")]
 Prompt = Annotated[int, typer.Option(min=1, help="Tokens of a prompt.")]
-Output = Annotated[int, typer.Option(min=1, help="Tokens of an answer.")]
+OutputOption = Annotated[int, typer.Option(min=1, help="Tokens of an answer.")]
 LengthCv = Annotated[
     float,
     typer.Option(
@@ -23,10 +23,10 @@ Cached = Annotated[
 ]
 Ttft = Annotated[str, typer.Option(help="Limit of the time to the first token.")]
 Tpot = Annotated[str, typer.Option(help="Limit of the time per token after it.")]
-Recipe = Annotated[
+RecipeOption = Annotated[
     str | None, typer.Option(help="Types of weights and products; default: the model's own.")
 ]
-KvCache = Annotated[str, typer.Option(help="bfloat16 or fp8_e4m3.")]
+KvCacheOption = Annotated[str, typer.Option(help="bfloat16 or fp8_e4m3.")]
 
 
 def service_of(

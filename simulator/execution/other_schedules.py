@@ -5,14 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 from hardware_profiles.units import Bytes
-from simulator.workload.layout import Stage, each_even_split
+from simulator.workload.layout import StageLayers, each_even_split
 from simulator.workload.memory import MemoryModel
 from simulator.workload.schedules.known import SCHEDULES, build_schedule
 from simulator.workload.schedules.order import Schedule
 
 
 def fitting_schedules(
-    layers: Stage,
+    layers: StageLayers,
     *,
     ranks: int,
     microbatches: int,
@@ -38,11 +38,11 @@ def fitting_schedules(
     return [name for name in SCHEDULES if fits(name)]
 
 
-def _has_room(layers: Stage, model: MemoryModel, capacity: Bytes) -> bool:
+def _has_room(layers: StageLayers, model: MemoryModel, capacity: Bytes) -> bool:
     """Whether any even split fits with every weight gradient computed at once."""
     schedule, immediate = model.schedule, tuple(model.matrices())
 
-    def room(stage: int, split: Sequence[Stage]) -> bool:
+    def room(stage: int, split: Sequence[StageLayers]) -> bool:
         ranks = {placed[stage] for placed in schedule.placement}
         return all(model.total(rank, split, immediate) <= capacity for rank in ranks)
 

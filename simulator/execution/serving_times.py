@@ -38,7 +38,7 @@ from simulator.workload.task_graph import COLLECTIVE_SEGMENTS
 
 Array = NDArray[np.float64]
 
-Kernel: TypeAlias = tuple[Operator, int, bool]
+KernelAsked: TypeAlias = tuple[Operator, int, bool]
 """An operator, the SMs that it has, and whether an all-to-all is beside it."""
 
 DECODE_CORES = ("mla_decode", "sparse_mla")
@@ -81,7 +81,7 @@ def kernel_times(model: ServingModel, operators: Sections) -> Prediction:
     return Prediction(seconds, low, high, provenance, tuple(family), common)
 
 
-def asked_kernels(model: ServingModel, operators: Sections) -> list[Kernel]:
+def asked_kernels(model: ServingModel, operators: Sections) -> list[KernelAsked]:
     """The kernels of all sections, in the order of the sections."""
     job = model.job
     gpu_sms = model.cluster.node.gpu.sms
@@ -112,7 +112,7 @@ def _taken_over(model: ServingModel) -> float:
 
 
 def predicted(
-    model: ServingModel, asked: Sequence[Kernel]
+    model: ServingModel, asked: Sequence[KernelAsked]
 ) -> tuple[Array, Array, Array, NDArray[np.intp], Array]:
     """Seconds, both ends of the interval, provenance and what errs in all kernels at once [2, ...]
     of kernels, out of what is known and one question for the rest."""
@@ -249,7 +249,7 @@ def expert_times(
     rows = unique[:, 0].astype(float)
     mean_rows = base.operators[base.parts["experts"][0]]["rows"]
     table = np.empty((len(unique), len(wanted)))
-    asked: list[Kernel] = []
+    asked: list[KernelAsked] = []
     columns: list[int] = []
     for number, place in enumerate(wanted):
         part, operator = part_of[place], base.operators[place]

@@ -21,7 +21,7 @@ from reference_model.pipeline_actions import FORWARD_WORK, FULL_BACKWARD, OVERLA
 from simulator.execution.pipeline import run_pipeline
 from simulator.execution.training_chunks import ChunkKey, chunk_key
 from simulator.hardware.network.fabric_load import FabricLoad
-from simulator.workload.layout import Stage, even_splits
+from simulator.workload.layout import StageLayers, even_splits
 from simulator.workload.schedules.order import Schedule
 
 SHORTLIST = 8
@@ -40,7 +40,7 @@ SpansOf = Callable[[Iterable[ChunkKey]], Mapping[ChunkKey, Seconds]]
 LayerCosts = Mapping[tuple[str, str], Seconds]
 """{(work, layer kind): of one layer}; F and B inside a pair are works of their own."""
 
-Split = tuple[Stage, ...]
+StageSplit = tuple[StageLayers, ...]
 
 
 def _works(action: Action) -> tuple[tuple[str, int], ...]:
@@ -68,7 +68,7 @@ class PipelineTimes:
     staggered: bool
     """As of PipelineRun."""
 
-    def of_own_chunks(self, splits: Sequence[Split]) -> list[Seconds]:
+    def of_own_chunks(self, splits: Sequence[StageSplit]) -> list[Seconds]:
         """End of the pipeline of every split, each distinct chunk run operator by operator."""
         keys = {
             (rank, action): [chunk_key(split, action, load=self.loads[rank]) for split in splits]
@@ -77,11 +77,11 @@ class PipelineTimes:
         spans = self.spans_of(key for of_splits in keys.values() for key in of_splits)
         return self._ends(lambda *place: [spans[key] for key in keys[place]])
 
-    def of_layers(self, splits: Sequence[Split], costs: LayerCosts) -> list[Seconds]:
+    def of_layers(self, splits: Sequence[StageSplit], costs: LayerCosts) -> list[Seconds]:
         """End of the pipeline of every split if a chunk takes what its layers cost."""
-        known: dict[tuple[tuple[str, Stage], ...], Seconds] = {}
+        known: dict[tuple[tuple[str, StageLayers], ...], Seconds] = {}
 
-        def seconds(works: tuple[tuple[str, int], ...], split: Split) -> Seconds:
+        def seconds(works: tuple[tuple[str, int], ...], split: StageSplit) -> Seconds:
             chunks = tuple((work, split[stage]) for work, stage in works)
             if chunks not in known:
                 known[chunks] = sum(costs[work, kind] for work, layers in chunks for kind in layers)
@@ -103,7 +103,7 @@ class PipelineTimes:
         usual = Counter(self.loads).most_common(1)[0][0]
 
         def per_layer(work: str) -> dict[str, Seconds]:
-            def key(layers: Stage) -> ChunkKey:
+            def key(layers: StageLayers) -> ChunkKey:
                 forward = layers if work in (FORWARD_WORK, OVERLAPPED) else ()
                 return ChunkKey(work, forward, () if work == FORWARD_WORK else layers, usual)
 
@@ -145,12 +145,12 @@ class PipelineTimes:
 
 
 def choose_stages(
-    layers: Stage,
+    layers: StageLayers,
     times: PipelineTimes,
     *,
-    rank_bytes: Callable[[int, Sequence[Stage]], Bytes],
+    rank_bytes: Callable[[int, Sequence[StageLayers]], Bytes],
     capacity: Bytes,
-) -> Split:
+) -> StageSplit:
     """The split of a model into the stages of a schedule whose pipeline ends first, or nearly so.
 
     Args:
@@ -175,15 +175,15 @@ def choose_stages(
     stages_of = [schedule.stages_of(rank) for rank in range(schedule.ranks)]
     held = tuple(dict.fromkeys(stages_of))
 
-    def needs(split: Split) -> Bytes:
+    def needs(split: StageSplit) -> Bytes:
         return max(rank_bytes(rank, split) for rank in range(schedule.ranks))
 
     holders = [tuple(dict.fromkeys(ranks)) for ranks in zip(*schedule.placement, strict=True)]
 
-    def has_room(stage: int, split: Sequence[Stage]) -> bool:
+    def has_room(stage: int, split: Sequence[StageLayers]) -> bool:
         return all(rank_bytes(rank, split) <= capacity for rank in holders[stage])
 
-    def fastest(splits: Iterable[Split]) -> list[Split]:
+    def fastest(splits: Iterable[StageSplit]) -> list[StageSplit]:
         distinct = list(dict.fromkeys(splits))
         ends = dict(zip(distinct, times.of_layers(distinct, costs), strict=True))
         return sorted(distinct, key=ends.__getitem__)

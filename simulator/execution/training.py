@@ -52,13 +52,13 @@ from simulator.workload.chunk import (
 )
 from simulator.workload.documents import PackedWork
 from simulator.workload.experts import place_experts, uniform_popularity
-from simulator.workload.layout import ParallelLayout, Stage
+from simulator.workload.layout import ParallelLayout, StageLayers
 from simulator.workload.load import Load
 from simulator.workload.memory import GpuMemory, mtp_alone
 from simulator.workload.schedules.order import Schedule
 from simulator.workload.sharding import BF16_BYTES, HeldParameters, Sharding
 
-PAIR_LAYERS: Stage = ("moe",) * 4
+PAIR_LAYERS: StageLayers = ("moe",) * 4
 """Layers of each chunk in the published profile of one overlapped pair."""
 
 
@@ -131,7 +131,7 @@ class TrainingRun:
     job: TrainingJob
     layout: ParallelLayout
     schedule: Schedule
-    stages: tuple[Stage, ...]
+    stages: tuple[StageLayers, ...]
     """Layers of each stage of the schedule, those of a rank's virtual stages one by one."""
     immediate: tuple[str, ...]
     """Matrices whose weight gradient an input-only backward computes immediately, to fit memory."""
@@ -252,7 +252,7 @@ def _exposed(
 def distinct_chunks(
     layout: ParallelLayout,
     schedule: Schedule,
-    stages: tuple[Stage, ...],
+    stages: tuple[StageLayers, ...],
     sharding: Sharding,
     *,
     overlapped: tuple[bool, bool],
@@ -281,7 +281,7 @@ def distinct_chunks(
 @lru_cache(maxsize=8)
 def _keys_of_actions(
     of_schedule: Keyed[Schedule],
-    stages: tuple[Stage, ...],
+    stages: tuple[StageLayers, ...],
     sharding: Keyed[Sharding],
     overlapped: tuple[bool, bool],
     rings: tuple[Rings, ...],

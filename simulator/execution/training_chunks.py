@@ -36,7 +36,7 @@ from simulator.hardware.network.fabric_load import NO_LIMIT, FabricLoad
 from simulator.hardware.network.transfers import exchange_sms
 from simulator.hardware.prediction import Prediction
 from simulator.workload.chunk import OperatorsOf, lower_chunk, lower_weights
-from simulator.workload.layout import Stage, stage_text
+from simulator.workload.layout import StageLayers, stage_text
 from simulator.workload.state_tasks import STATE, StateTasks, is_state_collective
 from simulator.workload.task_graph import Stream, TaskGraph
 from simulator.workload.tensor_parallel import gathered_bytes, shared_axis
@@ -48,9 +48,9 @@ class ChunkKey:
 
     work: str
     """One of simulator.workload.schedules.order.WORKS."""
-    forward: Stage
+    forward: StageLayers
     """Layers of the forward chunk, empty where the action has none."""
-    backward: Stage
+    backward: StageLayers
     """Layers whose gradients are computed, empty where the action has none."""
     load: FabricLoad
     """What the fabric makes of dispatch and combine on the action's rank."""
@@ -124,7 +124,7 @@ class ChunkRun:
 
 
 def chunk_key(
-    schedule_stages: tuple[Stage, ...],
+    schedule_stages: tuple[StageLayers, ...],
     action: Action,
     *,
     load: FabricLoad,
@@ -132,8 +132,8 @@ def chunk_key(
 ) -> ChunkKey:
     """The layers that an action works on, what the fabric makes of their all-to-all, and which of
     their parameters and gradients it exchanges."""
-    forward: Stage = ()
-    backward: Stage = ()
+    forward: StageLayers = ()
+    backward: StageLayers = ()
     for chunk in action.chunks:
         layers = schedule_stages[chunk.stage]
         if chunk.work == FORWARD_WORK:
@@ -161,8 +161,8 @@ def lower_key(key: ChunkKey, operators: OperatorsOf, *, immediate: Collection[st
 def _lowered(
     name: str,
     work: str,
-    forward: Stage,
-    backward: Stage,
+    forward: StageLayers,
+    backward: StageLayers,
     state: StateTasks | None,
     immediate: tuple[str, ...],
     operators: Keyed[OperatorsOf],

@@ -41,7 +41,7 @@ from simulator.execution.training_ranks import (
 )
 from simulator.hardware.costs import KernelCostModel
 from simulator.hardware.prediction import NORMAL_80, Prediction
-from simulator.workload.layout import Stage, kind_of
+from simulator.workload.layout import StageLayers, kind_of
 from simulator.workload.schedules.held import held_activations
 from simulator.workload.skew import Single, clock_times, slow_machines
 from simulator.workload.task_graph import Stream, TaskGraph
@@ -603,10 +603,10 @@ def exchanged(part: OptimizerStep, normal: Array) -> Array:
     return found
 
 
-def _layers(key: ChunkKey, graph: TaskGraph) -> list[tuple[Stage, int] | None]:
+def _layers(key: ChunkKey, graph: TaskGraph) -> list[tuple[StageLayers, int] | None]:
     """[layers of the graph], the stage and the place in it of each: "moe F0" is the first of the
     forward stage, "moe B0" and "moe W0" the last of the other."""
-    found: list[tuple[Stage, int] | None] = []
+    found: list[tuple[StageLayers, int] | None] = []
     for name in graph.layers:
         work, number = name.rpartition(" ")[2][0], int(name.rpartition(" ")[2][1:])
         if work == "F":

@@ -36,7 +36,7 @@ from simulator.execution import timeline
 from simulator.execution.timeline import Times
 from simulator.execution.training import TrainingRun
 from simulator.workload.experts import place_experts, read_popularity, uniform_popularity
-from simulator.workload.layout import Stage
+from simulator.workload.layout import StageLayers
 from simulator.workload.skew import DrawnRows, Single, random_gate_sd
 from simulator.workload.state_tasks import is_state_collective
 from simulator.workload.task_graph import TaskGraph, collapsed
@@ -70,7 +70,7 @@ class Blocks:
     """Share of the kernels of a block that begins with a collective."""
     gap_s: Single
     """[draws]"""
-    layers: tuple[tuple[Stage, int] | None, ...]
+    layers: tuple[tuple[StageLayers, int] | None, ...]
     """[layers of the graph]: the stage and the place in it that a layer is of, None of a layer
     without rows."""
 
@@ -83,7 +83,7 @@ def blocks_of(
     clocked: Array,
     more: Array,
     fewer: Array,
-    layers: Sequence[tuple[Stage, int] | None],
+    layers: Sequence[tuple[StageLayers, int] | None],
 ) -> Blocks:
     """Join what lies between waits.
 

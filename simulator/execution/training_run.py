@@ -45,7 +45,7 @@ from simulator.workload.context_parallel import check_pieces, operators_of_part
 from simulator.workload.documents import PackedWork, packed_work, with_documents
 from simulator.workload.layout import (
     ParallelLayout,
-    Stage,
+    StageLayers,
     explicit_stages,
     model_layers,
     parse_stage,
@@ -224,7 +224,7 @@ def _memory_key(model: MemoryModel) -> Keyed[MemoryModel]:
 
 @lru_cache(maxsize=64)
 def _fitting(
-    model: Keyed[MemoryModel], stages: tuple[Stage, ...], capacity: Bytes
+    model: Keyed[MemoryModel], stages: tuple[StageLayers, ...], capacity: Bytes
 ) -> tuple[str, ...]:
     """`MemoryModel.fitting`, worked out once: scenarios differ mostly in rates of hardware."""
     return model.value.fitting(stages, capacity)
@@ -232,7 +232,7 @@ def _fitting(
 
 @lru_cache(maxsize=64)
 def _memory_of_ranks(
-    of_model: Keyed[MemoryModel], stages: tuple[Stage, ...], immediate: tuple[str, ...]
+    of_model: Keyed[MemoryModel], stages: tuple[StageLayers, ...], immediate: tuple[str, ...]
 ) -> tuple[tuple[GpuMemory, ...], tuple[HeldParameters, ...], tuple[Times, ...]]:
     """[rank] memory, parameters and activations of a GPU, likewise."""
     model = of_model.value

@@ -34,8 +34,8 @@ from reference_model.formats import multiplied_as
 from reference_model.trace import KINDS
 from simulator.hardware.kernels.families import calibration_measurements, operator_of
 
-Job = Literal["train_microbatch", "prefill", "decode_step"]
-SUSTAINED_JOBS: frozenset[Job] = frozenset({"train_microbatch", "prefill"})
+StepKind = Literal["train_microbatch", "prefill", "decode_step"]
+SUSTAINED_JOBS: frozenset[StepKind] = frozenset({"train_microbatch", "prefill"})
 """Kinds of steps that draw the power limit for their whole length."""
 
 
@@ -43,7 +43,7 @@ AMONG_OTHERS = ("sustained", "in_order")
 """States of operators that were timed among the others of a step."""
 
 
-def rows_for(calibration: CalibrationProfile, job: Job) -> tuple[Measurement, ...]:
+def rows_for(calibration: CalibrationProfile, job: StepKind) -> tuple[Measurement, ...]:
     """The rows of a calibration's tables as they hold for a kind of job."""
     clock = calibration.sustained_clock
     return _rows_for(
@@ -59,7 +59,7 @@ def _rows_for(
     rows: Keyed[tuple[Measurement, ...]],
     sustained_clock: float | None,
     measured_gpu: Keyed[GpuProfile],
-    job: Job,
+    job: StepKind,
 ) -> tuple[Measurement, ...]:
     """`rows_for` of the rows of all tables; the same objects for the same rows."""
     every = rows.value

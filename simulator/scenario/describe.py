@@ -22,10 +22,10 @@ from hardware_profiles.schema import CalibrationProfile, ClusterProfile, GpuProf
 from hardware_profiles.suggestions import closest, did_you_mean
 from hardware_profiles.units import Dimension, example_of, format_quantity
 from reference_model.config import ModelConfig
-from simulator.scenario.field_kinds import Block, ValueKind, blocks_in, described, kinds_of
+from simulator.scenario.field_kinds import FieldBlock, ValueKind, blocks_in, described, kinds_of
 from simulator.scenario.scenario_file import JOBS, ScenarioFile, job_type
 
-NAMED_FILES: Mapping[str, Block] = {
+NAMED_FILES: Mapping[str, FieldBlock] = {
     "model": ModelConfig,
     "cluster": ClusterProfile,
     "gpu": GpuProfile,
@@ -123,7 +123,7 @@ def _scenario_fields() -> Iterator[Field]:
         yield from fields_of(job, name)
 
 
-def fields_of(block: Block, path: str = "") -> Iterator[Field]:
+def fields_of(block: FieldBlock, path: str = "") -> Iterator[Field]:
     """Every field of a block and of the blocks in it, but for where values come from (`sources`);
     an estimate's parts are value, low, high and source and stand for themselves."""
     for field in described_fields(block):
@@ -134,7 +134,7 @@ def fields_of(block: Block, path: str = "") -> Iterator[Field]:
                 yield from fields_of(one, f"{here}.{below}" if below else here)
 
 
-def described_fields(block: Block) -> Iterator[Field]:
+def described_fields(block: FieldBlock) -> Iterator[Field]:
     """The fields of a block itself, their names in the place of paths."""
     meanings = _meanings(block)
     for name, kinds, default in _own_fields(block):
@@ -221,7 +221,7 @@ def paths_meant(path: str, job: str | None = None) -> list[str]:
 # -- one block ---------------------------------------------------------------------------------
 
 
-def _own_fields(block: Block) -> Iterator[tuple[str, tuple[ValueKind, ...], str]]:
+def _own_fields(block: FieldBlock) -> Iterator[tuple[str, tuple[ValueKind, ...], str]]:
     """(name, kinds, default as text) of each field of a block."""
     if issubclass(block, Profile):
         for name, field in block.model_fields.items():
@@ -256,12 +256,12 @@ def _unit(dimension: Dimension) -> str:
     return example_of(dimension).split()[1]
 
 
-def first_sentence(block: Block) -> str:
+def first_sentence(block: FieldBlock) -> str:
     """What a block of fields is, as its docstring begins."""
     return " ".join((inspect.getdoc(block) or "").partition("\n\n")[0].split())
 
 
-def _meanings(block: Block) -> dict[str, str]:
+def _meanings(block: FieldBlock) -> dict[str, str]:
     """{field: the docstring under it}, those of the classes that it is made of included."""
     found: dict[str, str] = {}
     for one in reversed(block.__mro__):

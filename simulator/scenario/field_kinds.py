@@ -17,7 +17,7 @@ from pydantic import BeforeValidator
 from hardware_profiles.fields import Profile
 from hardware_profiles.units import Dimension
 
-Block = type[Any]
+FieldBlock = type[Any]
 """A profile, or the dataclass of a model's config: fields with values."""
 
 
@@ -33,7 +33,7 @@ class ValueKind:
     choices: tuple[str | int | bool, ...] = ()
     bounds: tuple[str, ...] = ()
     """Such as ">= 1"."""
-    block: Block | None = None
+    block: FieldBlock | None = None
     """What the fields are."""
     inner: tuple[ValueKind, ...] = ()
     """Kinds of the entries of a list or a map."""
@@ -88,10 +88,10 @@ def _one_kind(
     return _plain(annotation, metadata)
 
 
-def blocks_in(kinds: Iterable[ValueKind]) -> list[tuple[str, Block]]:
+def blocks_in(kinds: Iterable[ValueKind]) -> list[tuple[str, FieldBlock]]:
     """(what stands in the path below the field, the block) of every block that a field may hold:
     "" for the field itself, "N" for entries of a list, "NAME" for those of a map."""
-    found: list[tuple[str, Block]] = []
+    found: list[tuple[str, FieldBlock]] = []
     for kind in kinds:
         if kind.block is not None:
             found.append(("", kind.block))

@@ -23,7 +23,7 @@ from hardware_profiles.fields import (
     read_yaml,
     to_profile,
 )
-from hardware_profiles.profile_files import Kind, read_profile
+from hardware_profiles.profile_files import ProfileKind, read_profile
 from hardware_profiles.renames import value_of_today, with_names_of_today
 from hardware_profiles.schema import (
     CalibrationProfile,
@@ -581,7 +581,7 @@ def _overridden(root: str, raw: Raw, changes: Mapping[str, Any], *, where: str) 
     return change(raw, changes, where=where)
 
 
-_PROFILES: Mapping[str, tuple[type[Profile], Kind, Callable[..., Raw]]] = {
+_PROFILES: Mapping[str, tuple[type[Profile], ProfileKind, Callable[..., Raw]]] = {
     "cluster": (ClusterProfile, "clusters", resolve_cluster),
     "gpu": (GpuProfile, "gpus", override_gpu),
     "calibration": (CalibrationProfile, "calibrations", override_calibration),

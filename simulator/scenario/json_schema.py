@@ -16,10 +16,10 @@ from hardware_profiles.estimates import Estimate
 from hardware_profiles.schema import TransportProfile
 from hardware_profiles.units import UNITS, example_of
 from simulator.scenario.describe import NAMED_FILES, REQUIRED, described_fields, first_sentence
-from simulator.scenario.field_kinds import Block, ValueKind
+from simulator.scenario.field_kinds import FieldBlock, ValueKind
 from simulator.scenario.scenario_file import JOBS, ScenarioFile, job_type
 
-FILES: Mapping[str, Block] = {
+FILES: Mapping[str, FieldBlock] = {
     "scenario": ScenarioFile,
     "cluster": NAMED_FILES["cluster"],
     "gpu": NAMED_FILES["gpu"],
@@ -56,7 +56,7 @@ def json_schema(file: str) -> dict[str, Any]:
     }
 
 
-def _block(block: Block, shared: dict[str, Any]) -> dict[str, Any]:
+def _block(block: FieldBlock, shared: dict[str, Any]) -> dict[str, Any]:
     properties: dict[str, Any] = {}
     required = []
     for one in described_fields(block):
@@ -79,7 +79,7 @@ def _block(block: Block, shared: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def _reference(block: Block, shared: dict[str, Any]) -> dict[str, Any]:
+def _reference(block: FieldBlock, shared: dict[str, Any]) -> dict[str, Any]:
     name = block.__name__
     if name not in shared:
         shared[name] = {}  # Taken: a block may hold itself.

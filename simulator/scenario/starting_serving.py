@@ -23,7 +23,7 @@ from simulator.scenario.fleet import HASHED_BLOCK_TOKENS
 from simulator.scenario.inputs import RecipeName, SpeculativeDecoding
 from simulator.scenario.starting_hardware import gpu_named, nearest_calibration, nearest_cluster
 
-Phase: TypeAlias = Literal["prefill", "decode"]
+ServingPhase: TypeAlias = Literal["prefill", "decode"]
 
 PREFILL_BASE, DECODE_BASE, DECODE_TP_BASE = (
     "prefill_ep32_h100",
@@ -57,7 +57,7 @@ class ServingMachine:
     cluster: str
     """A shipped name or a path."""
     profile: ClusterProfile
-    calibrations: Mapping[Phase, str]
+    calibrations: Mapping[ServingPhase, str]
     """Whose kernels compute prompts and decode."""
     low_latency: str
     """Profile of the low-latency all-to-all."""
@@ -118,7 +118,7 @@ def serving_machine(
 class Deployment:
     """The GPUs of one instance, and what is split over them how."""
 
-    phase: Phase
+    phase: ServingPhase
     gpus: int
     attention_tp: int = 1
     """GPUs that share the heads of one request."""
@@ -440,7 +440,7 @@ def starting_pool(service: Service, role: str, *, instances: int, gpus: int, spl
         gpus: of one instance.
         split: whether heads and experts are split over them; else whole experts are spread.
     """
-    phases: tuple[Phase, ...] = ("prefill", "decode")
+    phases: tuple[ServingPhase, ...] = ("prefill", "decode")
     deployments = tuple(
         starting_deployment(service, phase, gpus=gpus, split=split)
         for phase in phases
@@ -450,7 +450,7 @@ def starting_pool(service: Service, role: str, *, instances: int, gpus: int, spl
 
 
 def starting_deployment(
-    service: Service, phase: Phase, *, gpus: int, split: bool, copies: int = 0
+    service: Service, phase: ServingPhase, *, gpus: int, split: bool, copies: int = 0
 ) -> Deployment:
     """A deployment with as few redundant experts as the GPUs ask for, and `copies` more on each.
 

@@ -35,7 +35,7 @@ def _one_layout(given: object) -> object:
 
 
 Float = Literal["float32", "bfloat16"]
-Axis = Literal["tensor", "context", "expert", "data", "pipeline"]
+LayoutAxis = Literal["tensor", "context", "expert", "data", "pipeline"]
 
 
 class OptimizerTypes(Profile):
@@ -109,7 +109,7 @@ class TrainingJob(Profile):
     tokens (sequence parallelism)."""
     expert_tensor_parallel: PositiveInt = 1
     """GPUs that share the width of each routed expert."""
-    axes: tuple[Axis, ...] = ("tensor", "context", "expert", "data", "pipeline")
+    axes: tuple[LayoutAxis, ...] = ("tensor", "context", "expert", "data", "pipeline")
     """Which GPUs lie next to each other, and so in one NVLink domain: those of the first axis are
     consecutive, those of the last are farthest apart."""
     communication_sms: NonNegativeInt

@@ -22,7 +22,7 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Mapping, Sequence
 
 from reference_model.trace import PHASES, Operator, OperatorTrace
-from simulator.workload.layout import Stage, kind_of
+from simulator.workload.layout import StageLayers, kind_of
 from simulator.workload.load import Load
 from simulator.workload.state_tasks import (
     GRADIENTS,
@@ -77,7 +77,7 @@ def exchanged_kinds(unit: Sequence[str], alone: Sequence[str]) -> tuple[str, ...
     return (*unit, *(alone if "mtp" in map(kind_of, unit) else ()))
 
 
-def units_of(stage: Stage) -> list[tuple[str, ...]]:
+def units_of(stage: StageLayers) -> list[tuple[str, ...]]:
     """What shares a slot of a pair: one layer, the embedding joined with the layer after it."""
     units: list[tuple[str, ...]] = []
     for kind in stage:
@@ -169,8 +169,8 @@ def lower_chunk(
     name: str,
     operators: OperatorsOf,
     *,
-    forward: Stage = (),
-    backward: Stage = (),
+    forward: StageLayers = (),
+    backward: StageLayers = (),
     defer_weights: bool = False,
     immediate: Collection[str] = (),
     state: StateTasks | None = None,
@@ -397,7 +397,7 @@ def _again(
 def lower_weights(
     name: str,
     operators: OperatorsOf,
-    stage: Stage,
+    stage: StageLayers,
     *,
     immediate: Collection[str],
     state: StateTasks | None = None,

@@ -38,7 +38,7 @@ from hardware_profiles.units import Bytes, Seconds
 from hardware_profiles.whole_files import read_text
 from simulator.workload.gating import GroupScore, random_scores, select_experts
 
-Rows = NDArray[np.float64]
+RowCounts = NDArray[np.float64]
 Indices = NDArray[np.int64]
 
 
@@ -61,17 +61,17 @@ class ExpertPlacement:
         """[layers, experts], how many slots hold each expert."""
         return np.stack([np.bincount(row, minlength=self.experts) for row in self.slots])
 
-    def slot_load(self, load: Rows) -> Rows:
+    def slot_load(self, load: RowCounts) -> RowCounts:
         """[layers, slots], rows that each slot computes; `load` is [layers, experts]."""
-        share: Rows = load / self.copies
+        share: RowCounts = load / self.copies
         return np.take_along_axis(share, self.slots, axis=1)
 
-    def gpu_load(self, load: Rows) -> Rows:
+    def gpu_load(self, load: RowCounts) -> RowCounts:
         """[layers, gpus], rows that each GPU computes; `load` is [layers, experts]."""
-        total: Rows = self.slot_load(load).reshape(len(load), self.gpus, -1).sum(axis=2)
+        total: RowCounts = self.slot_load(load).reshape(len(load), self.gpus, -1).sum(axis=2)
         return total
 
-    def max_over_mean(self, load: Rows) -> float:
+    def max_over_mean(self, load: RowCounts) -> float:
         """Rows of the slowest GPU over the mean, mean over layers; `load` is [layers, experts].
 
         Even loads may not reach 1: 256 experts of equal load in 288 slots of 72 GPUs are 32 experts
@@ -88,7 +88,7 @@ class ExpertPlacement:
 
 
 def place_experts(
-    load: Rows, *, gpus: int, nodes: int, groups: int, redundant: int, policy: str
+    load: RowCounts, *, gpus: int, nodes: int, groups: int, redundant: int, policy: str
 ) -> ExpertPlacement:
     """Place the experts of every layer for the `load` they are expected to carry.
 
@@ -143,18 +143,18 @@ def check_slots(experts: int, redundant: int, gpus: int) -> None:
         )
 
 
-def _in_order(load: Rows, slots: int, gpus: int, nodes: int, groups: int) -> Indices:
+def _in_order(load: RowCounts, slots: int, gpus: int, nodes: int, groups: int) -> Indices:
     """Experts in order of their number, then the first ones again as copies."""
     del gpus, nodes, groups
     return np.arange(slots) % len(load)
 
 
-def _global(load: Rows, slots: int, gpus: int, nodes: int, groups: int) -> Indices:
+def _global(load: RowCounts, slots: int, gpus: int, nodes: int, groups: int) -> Indices:
     del nodes, groups
     return _copy_and_spread(load, slots, gpus, exchanged=True)
 
 
-def _hierarchical(load: Rows, slots: int, gpus: int, nodes: int, groups: int) -> Indices:
+def _hierarchical(load: RowCounts, slots: int, gpus: int, nodes: int, groups: int) -> Indices:
     for name, count in (("expert groups", groups), ("GPUs", gpus), ("slots", slots)):
         if count % nodes:
             raise ValueError(
@@ -175,7 +175,7 @@ def _hierarchical(load: Rows, slots: int, gpus: int, nodes: int, groups: int) ->
     return min(results, key=lambda experts: _heaviest(load, experts, gpus))
 
 
-def _eplb(load: Rows, slots: int, gpus: int, nodes: int, groups: int) -> Indices:
+def _eplb(load: RowCounts, slots: int, gpus: int, nodes: int, groups: int) -> Indices:
     if groups % nodes or gpus % nodes or slots % nodes or len(load) % groups:
         return _copy_and_spread(load, slots, gpus, exchanged=False)
     spread = _spread(load.reshape(groups, -1).sum(axis=1), nodes)
@@ -183,7 +183,7 @@ def _eplb(load: Rows, slots: int, gpus: int, nodes: int, groups: int) -> Indices
 
 
 def _within_nodes(
-    load: Rows, spread: Indices, slots: int, gpus: int, *, exchanged: bool
+    load: RowCounts, spread: Indices, slots: int, gpus: int, *, exchanged: bool
 ) -> Indices:
     """Experts of the slots [slots], with the groups that `spread` [nodes, groups / nodes] gives to
     each node copied and spread within it."""
@@ -196,13 +196,13 @@ def _within_nodes(
     return np.concatenate(placed)
 
 
-def _heaviest(load: Rows, experts: Indices, gpus: int) -> float:
+def _heaviest(load: RowCounts, experts: Indices, gpus: int) -> float:
     """Largest load of a GPU when its slots hold `experts` [slots]."""
     share = load / np.bincount(experts, minlength=len(load))
     return float(share[experts].reshape(gpus, -1).sum(axis=1).max())
 
 
-POLICIES: dict[str, Callable[[Rows, int, int, int, int], Indices]] = {
+POLICIES: dict[str, Callable[[RowCounts, int, int, int, int], Indices]] = {
     "hierarchical": _hierarchical,
     "global": _global,
     "eplb": _eplb,
@@ -211,7 +211,7 @@ POLICIES: dict[str, Callable[[Rows, int, int, int, int], Indices]] = {
 """Policy name -> function of the load [experts] of one layer, slots, GPUs, nodes, groups."""
 
 
-def _copy_and_spread(load: Rows, slots: int, gpus: int, *, exchanged: bool) -> Indices:
+def _copy_and_spread(load: RowCounts, slots: int, gpus: int, *, exchanged: bool) -> Indices:
     """Experts of the slots [slots], those of a GPU together."""
     experts = _copies(load, slots)
     share = load / np.bincount(experts, minlength=len(load))
@@ -220,7 +220,7 @@ def _copy_and_spread(load: Rows, slots: int, gpus: int, *, exchanged: bool) -> I
     return experts[_exchange(weights, spread) if exchanged else spread].ravel()
 
 
-def _copies(load: Rows, slots: int) -> Indices:
+def _copies(load: RowCounts, slots: int) -> Indices:
     """The expert of each slot, before slots have a place: each expert once, then the further
     copies, each for the expert whose copies carry most."""
     chosen = list(range(len(load)))
@@ -232,7 +232,7 @@ def _copies(load: Rows, slots: int) -> Indices:
     return np.array(chosen)
 
 
-def _spread(weights: Rows, bins: int) -> Indices:
+def _spread(weights: RowCounts, bins: int) -> Indices:
     """[bins, items / bins], indices of the items that share a bin, equally many in each."""
     room = len(weights) // bins
     if room == 1:
@@ -249,7 +249,7 @@ def _spread(weights: Rows, bins: int) -> Indices:
     return np.array(content)
 
 
-def _exchange(weights: Rows, content: Indices) -> Indices:
+def _exchange(weights: RowCounts, content: Indices) -> Indices:
     """Exchange items of the heaviest bin with items of other bins while that lowers it."""
     content = content.copy()
     bins, room = content.shape
@@ -275,28 +275,28 @@ def _exchange(weights: Rows, content: Indices) -> Indices:
 # -- loads -----------------------------------------------------------------------------------------
 
 
-def uniform_popularity(layers: int, experts: int) -> Rows:
+def uniform_popularity(layers: int, experts: int) -> RowCounts:
     """[layers, experts], every expert equally likely."""
     return np.full((layers, experts), 1.0 / experts)
 
 
 def zipf_popularity(
     layers: int, experts: int, *, exponent: float, rng: np.random.Generator
-) -> Rows:
+) -> RowCounts:
     """[layers, experts], the r-th most popular expert in proportion to r^-exponent; which expert
     that is, is drawn anew in each layer."""
     ranked = ranked_popularity(experts, exponent)
     return np.stack([rng.permutation(ranked) for _ in range(layers)])
 
 
-def ranked_popularity(experts: int, exponent: float) -> Rows:
+def ranked_popularity(experts: int, exponent: float) -> RowCounts:
     """[experts], most popular first, in proportion to r^-exponent; sums to 1."""
-    ranked: Rows = np.arange(1, experts + 1, dtype=np.float64) ** -exponent
+    ranked: RowCounts = np.arange(1, experts + 1, dtype=np.float64) ** -exponent
     ranked /= ranked.sum()
     return ranked
 
 
-def read_popularity(path: Path, *, layers: int, experts: int) -> Rows:
+def read_popularity(path: Path, *, layers: int, experts: int) -> RowCounts:
     """[layers, experts] from a CSV file with the columns layer, expert and rows.
 
     Layers count the mixture-of-experts layers from 0; an expert that is not listed has no rows.
@@ -322,15 +322,15 @@ def read_popularity(path: Path, *, layers: int, experts: int) -> Rows:
     total = load.sum(axis=1)
     if not np.all(total > 0):
         raise ValueError(f"{path}: layer {int(np.argmin(total))} has no rows")
-    popularity: Rows = load / total[:, None]
+    popularity: RowCounts = load / total[:, None]
     return popularity
 
 
-def drifted(popularity: Rows, *, sd: float, rng: np.random.Generator) -> Rows:
+def drifted(popularity: RowCounts, *, sd: float, rng: np.random.Generator) -> RowCounts:
     """The popularity of a later window, in which that of each expert has changed by a factor whose
     logarithm has this standard deviation; [layers, experts] as given, each layer's sum kept."""
     later = popularity * np.exp(sd * rng.standard_normal(popularity.shape))
-    scaled: Rows = later * (popularity.sum(axis=1) / later.sum(axis=1))[:, None]
+    scaled: RowCounts = later * (popularity.sum(axis=1) / later.sum(axis=1))[:, None]
     return scaled
 
 
@@ -345,7 +345,7 @@ def share_of_tokens(
     destinations: Sequence[Indices],
     tokens: int,
     rng: np.random.Generator,
-) -> tuple[Rows, ...]:
+) -> tuple[RowCounts, ...]:
     """Share of the tokens that reach each destination (node, GPU), own included, when the model's
     gate chooses on random scores; one [destinations] for each way to number them.
 

@@ -26,7 +26,7 @@ from simulator.workload.experts import check_slots
 
 LAYER_KINDS = ("embedding", "dense", "moe", "mtp", "head")
 
-Stage = tuple[str, ...]
+StageLayers = tuple[str, ...]
 
 
 def kind_of(layer: str) -> str:
@@ -34,7 +34,7 @@ def kind_of(layer: str) -> str:
     return layer.partition("/")[0]
 
 
-def recomputations_of(stages: Iterable[Stage]) -> tuple[str, ...]:
+def recomputations_of(stages: Iterable[StageLayers]) -> tuple[str, ...]:
     """What layers of the stages recompute that say so: "layer" of "moe/layer"."""
     found = (layer.partition("/")[2] for stage in stages for layer in stage)
     return tuple(dict.fromkeys(choice for choice in found if choice))
@@ -52,7 +52,7 @@ def layer_counts(config: ModelConfig) -> dict[str, int]:
     }
 
 
-def parse_stage(text: str) -> list[Stage]:
+def parse_stage(text: str) -> list[StageLayers]:
     """Read "embedding + 3 dense + 1 moe", or "14 x (4 moe)" for fourteen equal stages.
 
     Raises:
@@ -93,7 +93,7 @@ _MOST_LAYERS = 10_000
 """Of a part of such a text, which no model needs."""
 
 
-def megatron_stages(text: str, config: ModelConfig) -> list[Stage]:
+def megatron_stages(text: str, config: ModelConfig) -> list[StageLayers]:
     """Read a pipeline layout of Megatron-LM: "Et*3|(tt|)*29,m|L".
 
     A bar ends a stage, x*3 is xxx, brackets group, and commas say nothing. Stages are in the order
@@ -132,7 +132,7 @@ def _repeated(found: re.Match[str]) -> str:
     return found[1] * int(found[2] or 1)
 
 
-def explicit_stages(texts: Sequence[str], *, config: ModelConfig, stages: int) -> list[Stage]:
+def explicit_stages(texts: Sequence[str], *, config: ModelConfig, stages: int) -> list[StageLayers]:
     """The stages that a scenario spells out, checked to hold the whole model once, in order.
 
     Args:
@@ -167,19 +167,19 @@ def explicit_stages(texts: Sequence[str], *, config: ModelConfig, stages: int) -
     return layout
 
 
-def stage_text(stage: Stage) -> str:
+def stage_text(stage: StageLayers) -> str:
     """The text of one stage, as parse_stage reads it: "embedding + 3 dense + moe"."""
     counts = Counter(stage)
     return " + ".join(kind if count == 1 else f"{count} {kind}" for kind, count in counts.items())
 
 
-def stage_texts(stages: Sequence[Stage]) -> tuple[str, ...]:
+def stage_texts(stages: Sequence[StageLayers]) -> tuple[str, ...]:
     """The texts of a split, equal neighbours as one, as `explicit_stages` reads them."""
     found = ((stage_text(stage), len(list(same))) for stage, same in groupby(stages))
     return tuple(text if times == 1 else f"{times} x ({text})" for text, times in found)
 
 
-def model_layers(config: ModelConfig) -> Stage:
+def model_layers(config: ModelConfig) -> StageLayers:
     """Every layer of the model in forward order.
 
     Multi-token prediction comes last: it reads what the last layer passes to the head.
@@ -191,11 +191,11 @@ def model_layers(config: ModelConfig) -> Stage:
 
 
 def even_splits(
-    layers: Stage,
+    layers: StageLayers,
     held: Sequence[tuple[int, ...]],
     cost: Mapping[str, float],
-    fits: Callable[[int, Sequence[Stage]], bool],
-) -> list[tuple[Stage, ...]]:
+    fits: Callable[[int, Sequence[StageLayers]], bool],
+) -> list[tuple[StageLayers, ...]]:
     """Splits of a model into stages in which no rank, or no stage, costs more than it must.
 
     Args, and what it raises: as of `each_even_split`.
@@ -207,11 +207,11 @@ def even_splits(
 
 
 def each_even_split(
-    layers: Stage,
+    layers: StageLayers,
     held: Sequence[tuple[int, ...]],
     cost: Mapping[str, float],
-    fits: Callable[[int, Sequence[Stage]], bool],
-) -> Iterator[tuple[Stage, ...]]:
+    fits: Callable[[int, Sequence[StageLayers]], bool],
+) -> Iterator[tuple[StageLayers, ...]]:
     """`even_splits` one by one, some of them more than once.
 
     Most layers of a model are of one kind. These are handed out one at a time to where the cost is
@@ -267,7 +267,9 @@ _FILLS: tuple[Callable[[float, float, int], tuple[float, ...]], ...] = (
 The last keeps the stages of a rank alike, so that a chunk finds all-to-all to hide behind."""
 
 
-def _cuts(run: Stage, most: int, cost: Mapping[str, float]) -> Iterator[tuple[Stage, ...]]:
+def _cuts(
+    run: StageLayers, most: int, cost: Mapping[str, float]
+) -> Iterator[tuple[StageLayers, ...]]:
     """Ways to put a run of layers on the stages 0, 1, ...: the last piece, which may be empty,
     shares its stage with the layers that follow the run; at most `most` others do not."""
     for own in range(len(run) + 1):
@@ -275,7 +277,9 @@ def _cuts(run: Stage, most: int, cost: Mapping[str, float]) -> Iterator[tuple[St
             yield (*_even_pieces(run[:own], pieces, cost), run[own:])
 
 
-def _even_pieces(run: Stage, pieces: int, cost: Mapping[str, float]) -> tuple[Stage, ...]:
+def _even_pieces(
+    run: StageLayers, pieces: int, cost: Mapping[str, float]
+) -> tuple[StageLayers, ...]:
     """A run of layers in contiguous pieces, of which the dearest costs as little as it can."""
     best: dict[int, tuple[float, tuple[int, ...]]] = {0: (0.0, (0,))}
     for piece in range(pieces):
@@ -291,14 +295,14 @@ def _even_pieces(run: Stage, pieces: int, cost: Mapping[str, float]) -> tuple[St
 
 
 def _fill(
-    ends: Sequence[tuple[Stage, Stage]],
-    equal: Stage,
+    ends: Sequence[tuple[StageLayers, StageLayers]],
+    equal: StageLayers,
     open_stages: Sequence[int],
     together: Mapping[int, Sequence[int]],
     cost: Mapping[str, float],
-    fits: Callable[[int, Sequence[Stage]], bool],
+    fits: Callable[[int, Sequence[StageLayers]], bool],
     order: Callable[[float, float, int], tuple[float, ...]],
-) -> list[Stage] | None:
+) -> list[StageLayers] | None:
     """Hand equal layers out to the open stages, each to the first in `order` that has room.
 
     Args:
@@ -354,7 +358,7 @@ def _fill(
     return split
 
 
-def _sum(layers: Stage, cost: Mapping[str, float]) -> float:
+def _sum(layers: StageLayers, cost: Mapping[str, float]) -> float:
     return sum(cost[kind] for kind in layers)
 
 

@@ -31,7 +31,7 @@ from simulator.workload.chunk import (
     matrix_of,
     units_of,
 )
-from simulator.workload.layout import Stage, kind_of, stage_texts
+from simulator.workload.layout import StageLayers, kind_of, stage_texts
 from simulator.workload.load import Load
 from simulator.workload.recipes import weight_bytes_of
 from simulator.workload.schedules.held import HeldActivations
@@ -180,12 +180,12 @@ def _weights(operator: Operator) -> int:
             return 0
 
 
-def held_kinds(stages: Sequence[Stage], held: Sequence[int]) -> list[str]:
+def held_kinds(stages: Sequence[StageLayers], held: Sequence[int]) -> list[str]:
     """All layers whose parameters the stages with the indices `held` put on a GPU."""
     return [*(kind for stage in held for kind in stages[stage]), *mtp_alone(stages, held)]
 
 
-def mtp_alone(stages: Sequence[Stage], held: Sequence[int]) -> tuple[str, ...]:
+def mtp_alone(stages: Sequence[StageLayers], held: Sequence[int]) -> tuple[str, ...]:
     """Kinds that a GPU holds a copy of for multi-token prediction alone.
 
     It looks tokens up and predicts them too: a rank that holds it without the embedding or without
@@ -288,7 +288,7 @@ class MemoryModel:
         default_factory=dict, init=False, repr=False, compare=False
     )
 
-    def ranks(self, stages: Sequence[Stage], immediate: Collection[str]) -> list[GpuMemory]:
+    def ranks(self, stages: Sequence[StageLayers], immediate: Collection[str]) -> list[GpuMemory]:
         """Memory of every pipeline rank, in rank order; see `rank`."""
         return [self.rank(rank, stages, immediate) for rank in range(self.schedule.ranks)]
 
@@ -296,7 +296,7 @@ class MemoryModel:
         """Every matrix that has a weight gradient, with a layer that has it."""
         return {matrix: layer for layer in self.layers.values() for matrix in layer.kept}
 
-    def fitting(self, stages: Sequence[Stage], capacity: Bytes) -> tuple[str, ...]:
+    def fitting(self, stages: Sequence[StageLayers], capacity: Bytes) -> tuple[str, ...]:
         """As few matrices as let every rank fit when all ranks compute their weight gradients at
         once.
 
@@ -314,14 +314,16 @@ class MemoryModel:
                 return tuple(candidates[:count])
         return tuple(candidates)
 
-    def held(self, rank: int, stages: Sequence[Stage]) -> HeldParameters:
+    def held(self, rank: int, stages: Sequence[StageLayers]) -> HeldParameters:
         """Parameters on a GPU of one pipeline rank."""
         return self._sum(held_kinds(stages, self.in_flight[rank].stages))
 
     def _sum(self, kinds: Iterable[str]) -> HeldParameters:
         return sum((self.layers[kind].parameters for kind in kinds), HeldParameters())
 
-    def rank(self, rank: int, stages: Sequence[Stage], immediate: Collection[str]) -> GpuMemory:
+    def rank(
+        self, rank: int, stages: Sequence[StageLayers], immediate: Collection[str]
+    ) -> GpuMemory:
         """Memory of a GPU of one pipeline rank.
 
         Args:
@@ -342,7 +344,7 @@ class MemoryModel:
             reserved=self.reserved,
         )
 
-    def total(self, rank: int, stages: Sequence[Stage], immediate: Collection[str]) -> Bytes:
+    def total(self, rank: int, stages: Sequence[StageLayers], immediate: Collection[str]) -> Bytes:
         """All that `rank` says of a GPU, worked out once for the same layers of a rank: a search
         for stages asks for thousands of splits."""
         own = tuple(stages[stage] for stage in self.in_flight[rank].stages)
@@ -352,7 +354,7 @@ class MemoryModel:
         return self._totals[key]
 
     def activations(
-        self, rank: int, stages: Sequence[Stage], immediate: Collection[str]
+        self, rank: int, stages: Sequence[StageLayers], immediate: Collection[str]
     ) -> NDArray[np.float64]:
         """[action], bytes that a GPU of one pipeline rank keeps for backward during each action."""
         in_flight = self.in_flight[rank]
@@ -363,7 +365,7 @@ class MemoryModel:
         return kept
 
     def _of_stage(
-        self, stage: Stage, alone: tuple[str, ...], immediate: Collection[str]
+        self, stage: StageLayers, alone: tuple[str, ...], immediate: Collection[str]
     ) -> _StageMemory:
         """What the layers of one stage ask for, worked out once: a search for stages asks for
         thousands of splits into few different ones."""
@@ -407,7 +409,7 @@ def _by_matrix(operators: Sequence[Operator]) -> dict[str, list[Operator]]:
 
 
 def check_fits(
-    ranks: Sequence[GpuMemory], stages: Sequence[Stage], capacity: Bytes, *, chosen: bool
+    ranks: Sequence[GpuMemory], stages: Sequence[StageLayers], capacity: Bytes, *, chosen: bool
 ) -> None:
     """Raise Infeasible, saying which rank exceeds the memory by how much, what fills it, and what
     would help.

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from simulator.workload.experts import ExpertPlacement, Rows
+from simulator.workload.experts import ExpertPlacement, RowCounts
 
 Single = NDArray[np.float32]
 Priors = NDArray[np.float64]
@@ -71,7 +71,7 @@ class DrawnRows:
     """Relative, of a rank in a layer."""
     most: Priors | None = None
     """Rows over the mean of one rank, another in each layer; None where all have one mean."""
-    popularity: Rows | None = None
+    popularity: RowCounts | None = None
     """[layers, experts] of which each layer drawn takes one; None for none that is known."""
     zipf_exponent: Priors | None = None
     """Of the popularity of experts, in an order drawn for each layer."""

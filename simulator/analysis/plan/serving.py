@@ -34,8 +34,8 @@ from simulator.analysis.plan.serving_search import (
     PriceTask,
     Results,
     Search,
+    SearchTask,
     Standing,
-    Task,
     progress_of,
     roles_of,
     searched_deployments,
@@ -144,7 +144,7 @@ def plan_serving(
         kept.parent.mkdir(parents=True, exist_ok=True)
         rows = read_rows(kept)
     course = _Course(_tightest_first(searches))
-    begun: list[Task] = []
+    begun: list[SearchTask] = []
 
     def calls() -> Iterator[tuple[Any, ...] | None]:
         while not course.over:
@@ -275,9 +275,9 @@ class _Course:
         self.standings = {name: Standing(None, (), {}, ()) for name in searches}
         """Where each search stood when it was looked at last."""
         self._at = 0
-        self._round: list[Task] = []
+        self._round: list[SearchTask] = []
         """What the present search waits for."""
-        self._running: set[Task] = set()
+        self._running: set[SearchTask] = set()
         self._go_on()
 
     @property
@@ -285,7 +285,7 @@ class _Course:
         """Whether no search wants anything of what is not found."""
         return not self._round
 
-    def next_task(self, *, at_a_time: int) -> Task | None:
+    def next_task(self, *, at_a_time: int) -> SearchTask | None:
         """What to begin now; nothing where as many run as may, or no search can say."""
         if len(self._running) >= at_a_time:
             return None
@@ -298,14 +298,14 @@ class _Course:
             self._running.add(task)
         return task
 
-    def add(self, task: Task, found: Price | Measured) -> None:
+    def add(self, task: SearchTask, found: Price | Measured) -> None:
         """A task has been worked out."""
         self._running.discard(task)
         self.known.add(task, found)
         if not self._to_begin(self._round) and not self._running.intersection(self._round):
             self._go_on()
 
-    def _to_begin(self, tasks: Iterable[Task]) -> list[Task]:
+    def _to_begin(self, tasks: Iterable[SearchTask]) -> list[SearchTask]:
         return [t for t in tasks if t not in self._running and self.known.of(t) is None]
 
     def _go_on(self) -> None:
@@ -326,7 +326,7 @@ class _Course:
                 self._at = (self._at + 1) % len(self._searches)
 
 
-def _longest(tasks: Iterable[Task]) -> Task | None:
+def _longest(tasks: Iterable[SearchTask]) -> SearchTask | None:
     """What takes longest begins first, so that no process waits long for the last."""
     return max(tasks, key=_effort, default=None)
 
@@ -338,7 +338,9 @@ _Times: TypeAlias = dict[Deployment, KnownTimes]
 """Grid points of deployments whose ranks differ."""
 
 
-def _digest_of(task: Task, *, base: str, percentile: int, tpot_limits: tuple[Seconds, ...]) -> str:
+def _digest_of(
+    task: SearchTask, *, base: str, percentile: int, tpot_limits: tuple[Seconds, ...]
+) -> str:
     """Equal for tasks of equal results.
 
     Args:
@@ -353,7 +355,7 @@ def _digest_of(task: Task, *, base: str, percentile: int, tpot_limits: tuple[Sec
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
-def _known_of(task: Task, known: Results) -> tuple[Price | None, _Times]:
+def _known_of(task: SearchTask, known: Results) -> tuple[Price | None, _Times]:
     """What a task goes on from: the price of ideal ranks, and times of grid points."""
     if not isinstance(task, PriceTask):
         return None, {each: known.times.get(each, {}) for p in task for each in p.deployments}
@@ -368,7 +370,7 @@ def _worked_out(
     demand: Demand,
     percentile: int,
     tpot_limits: Sequence[Seconds],
-    task: Task,
+    task: SearchTask,
     ideal: Price | None,
     times: _Times,
 ) -> tuple[Price | Measured, _Times]:
@@ -395,25 +397,27 @@ def fleet_of(service: Service, demand: Demand, pools: Fleet) -> Raw:
     return fleet_scenario(service, pools, description=names_of(pools))
 
 
-def _effort(task: Task) -> int:
+def _effort(task: SearchTask) -> int:
     """Of a result, in order: a whole fleet, ranks that differ, a pool alone, ideal ranks."""
     if isinstance(task, PriceTask):
         return 2 if task.expected else 0
     return 3 if roles_of(task) else 1
 
 
-def _lost(task: Task, result: ChildProcessError) -> Price | Measured:
+def _lost(task: SearchTask, result: ChildProcessError) -> Price | Measured:
     if isinstance(task, PriceTask):
         return Price(task.expected, reason=str(result))
     return Measured(reason=str(result))
 
 
-def _row(task: Task, found: Price | Measured, digest: str) -> Point:
+def _row(task: SearchTask, found: Price | Measured, digest: str) -> Point:
     metrics = found.to_json() if isinstance(found, Price) else asdict(found)
     return Point({"task": task_in_words(task)}, digest, {"found": json.dumps(metrics)})
 
 
-def _found_before(task: Task, rows: Mapping[str, Point], digest: str) -> Price | Measured | None:
+def _found_before(
+    task: SearchTask, rows: Mapping[str, Point], digest: str
+) -> Price | Measured | None:
     """What an earlier plan has kept of a task."""
     row = rows.get(digest)
     if row is None:
@@ -425,7 +429,7 @@ def _found_before(task: Task, rows: Mapping[str, Point], digest: str) -> Price |
 # -- in words --------------------------------------------------------------------------------------
 
 
-def task_in_words(task: Task) -> str:
+def task_in_words(task: SearchTask) -> str:
     """What a task is, for the one who waits."""
     if isinstance(task, PriceTask):
         return f"price of {task.deployment.phase} {task.deployment.name}" + (

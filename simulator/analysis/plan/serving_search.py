@@ -63,7 +63,7 @@ class PriceTask:
     """Of an expected decode price, the limit at which it is looked for; 0: all of the plan's."""
 
 
-Task: TypeAlias = PriceTask | Fleet
+SearchTask: TypeAlias = PriceTask | Fleet
 """A deployment to price, or a fleet to simulate: a prefill pool alone by its first tokens."""
 
 
@@ -81,11 +81,11 @@ class Results:
         """Tasks that have been worked out."""
         return len(self.prices) + len(self.runs)
 
-    def of(self, task: Task) -> Price | Measured | None:
+    def of(self, task: SearchTask) -> Price | Measured | None:
         """The result of a task, if it is known."""
         return self.prices.get(task) if isinstance(task, PriceTask) else self.runs.get(task)
 
-    def add(self, task: Task, found: Price | Measured) -> None:
+    def add(self, task: SearchTask, found: Price | Measured) -> None:
         """Keep the result of a task."""
         if isinstance(task, PriceTask):
             assert isinstance(found, Price)
@@ -115,7 +115,7 @@ class PoolOption:
     """Instances that its steady state needs at least."""
     expected: bool
     """Whether its prices are of ranks that differ."""
-    unsettled: tuple[Task, ...]
+    unsettled: tuple[SearchTask, ...]
     """What is to be worked out before fleets with it are simulated."""
     predicted_s: Seconds
     """Prefill: time of a long prompt alone; decode and colocated: time per token."""
@@ -157,7 +157,7 @@ class Standing:
 
     answer: Fleet | None
     """The smallest fleet that is simulated and keeps the limits, so far."""
-    wanted: tuple[Task, ...]
+    wanted: tuple[SearchTask, ...]
     """What to work out next, most urgent first; nothing where the search has ended."""
     options: Mapping[str, tuple[PoolOption, ...]]
     """{role: pools, best first}."""
@@ -322,7 +322,7 @@ def _unpriced(pool: Pool, missing: Iterable[Deployment]) -> PoolOption:
 
 def _to_expect(
     known: Results, limits: Limits, deployments: Iterable[Deployment]
-) -> tuple[Task, ...]:
+) -> tuple[SearchTask, ...]:
     """Prices with ranks that differ that are not known yet."""
     tasks = (expected_price(each, limits) for each in deployments)
     return tuple(task for task in tasks if task not in known.prices)
@@ -511,7 +511,7 @@ def _wanted(
     options: Mapping[str, tuple[PoolOption, ...]],
     answer: Fleet | None,
     short: Mapping[Pool, float],
-) -> Iterator[Task]:
+) -> Iterator[SearchTask]:
     """What decides which fleet is the smallest, most urgent first."""
     kinds = [
         tuple(options[role] for role in roles)
@@ -533,14 +533,14 @@ def _least_gpus(lists: tuple[tuple[PoolOption, ...], ...]) -> int:
     return sum(of[0].pool.gpus for of in lists)
 
 
-def _first_to_settle(options: tuple[PoolOption, ...]) -> Iterator[Task]:
+def _first_to_settle(options: tuple[PoolOption, ...]) -> Iterator[SearchTask]:
     """What is still to work out of the options that may be smaller than the first settled one."""
     ahead = itertools.takewhile(lambda option: option.unsettled, options)
     for option in itertools.islice(ahead, AT_A_TIME):
         yield from option.unsettled
 
 
-def _one_fewer(answer: Fleet, known: Results, short: Mapping[Pool, float]) -> Iterator[Task]:
+def _one_fewer(answer: Fleet, known: Results, short: Mapping[Pool, float]) -> Iterator[SearchTask]:
     """The fleets with one instance fewer of a pool that nothing is known of."""
     for at, pool in enumerate(answer):
         fewer = pool.instances - 1

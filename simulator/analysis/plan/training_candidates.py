@@ -37,7 +37,7 @@ from simulator.scenario.files import Scenario
 from simulator.scenario.training import TrainingJob
 from simulator.workload.chunk import FORWARD, INPUT_GRAD, RECOMPUTE, OperatorsOf
 from simulator.workload.context_parallel import operators_of_part
-from simulator.workload.layout import ParallelLayout, Stage, model_layers
+from simulator.workload.layout import ParallelLayout, StageLayers, model_layers
 from simulator.workload.load import Load
 from simulator.workload.memory import layer_parameters
 from simulator.workload.recorded import TraceOf
@@ -109,7 +109,7 @@ class LayerFacts:
         return self.scenario.job_as(TrainingJob)
 
     @cached_property
-    def layers(self) -> Stage:
+    def layers(self) -> StageLayers:
         return model_layers(self.scenario.model)
 
     @cached_property

@@ -48,7 +48,7 @@ from simulator.hardware.kernels.roofline import (
 from simulator.hardware.prediction import EXTRAPOLATED, INTERPOLATED, MEASURED, MODELLED, NORMAL_80
 
 Array = NDArray[np.float64]
-Answer = tuple[Array, Array, Array, NDArray[np.intp]]
+Answers = tuple[Array, Array, Array, NDArray[np.intp]]
 """Seconds, low and high end of their 80% intervals, and provenance; [operators]."""
 KeyT = TypeVar("KeyT", bound=Hashable)
 MadeT = TypeVar("MadeT")
@@ -356,7 +356,7 @@ class CalibratedKernels:
 
     def compute(
         self, family: Family, batch: Batch, sms: Array, overlapped: bool, *, widths: bool
-    ) -> Answer:
+    ) -> Answers:
         """Seconds, interval and provenance of distinct operators of one family.
 
         Args:

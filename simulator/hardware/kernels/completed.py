@@ -22,7 +22,7 @@ from hardware_profiles.tables import Measurement
 from reference_model.formats import nearest_type
 from reference_model.trace import Operator
 from simulator.hardware.common_errors import common_errors
-from simulator.hardware.kernels.calibrated import NOT_OF_KERNELS, Answer, CalibratedKernels
+from simulator.hardware.kernels.calibrated import NOT_OF_KERNELS, Answers, CalibratedKernels
 from simulator.hardware.kernels.families import Family, calibration_measurements, family_of
 from simulator.hardware.kernels.gpu_ratio import side_by_side
 from simulator.hardware.kernels.kept_times import (
@@ -234,7 +234,7 @@ class CompletedKernels:
         if len(asked) + len(new) <= MOST_ASKED:
             asked.update(new)
 
-    def of_batch(self, family: Family, batch: Batch, sms: Array, overlapped: bool) -> Answer:
+    def of_batch(self, family: Family, batch: Batch, sms: Array, overlapped: bool) -> Answers:
         """Of distinct operators of one family; none that was not measured takes longer than one of
         more rows, attention no less than a row with less work.
 
@@ -327,7 +327,7 @@ class CompletedKernels:
 
     def _one_by_one(
         self, family: Family, batch: Batch, sms: Array, overlapped: bool, *, widths: bool
-    ) -> Answer:
+    ) -> Answers:
         """Of distinct operators of one family, each by itself, from whoever has rows of it."""
         other = self._stand_in(family)
         if other is not None:
@@ -380,7 +380,7 @@ class CompletedKernels:
 
     def _stood_in(
         self, family: Family, other: Family, batch: Batch, sms: Array, overlapped: bool
-    ) -> Answer:
+    ) -> Answers:
         """As far above its time at peak as the kernel of the same product, with the interval of a
         kernel that was never measured."""
         product = related_batch(batch, other)
@@ -401,7 +401,7 @@ class CompletedKernels:
 
     def _in_ratio(
         self,
-        answer: Answer,
+        answer: Answers,
         answering: CalibratedKernels,
         own: Family,
         batch: Batch,
@@ -409,7 +409,7 @@ class CompletedKernels:
         overlapped: bool,
         *,
         widths: bool,
-    ) -> Answer:
+    ) -> Answers:
         """A completing calibration's answer, as own rows of the same product scale it."""
         product = related_batch(batch, own)
         # Beyond the measured SMs the two go by waves of other tiles, whose ratio says nothing.
@@ -463,11 +463,11 @@ class CompletedKernels:
 
     def _restate(
         self,
-        answer: Answer,
+        answer: Answers,
         batch: Batch,
         sms: Array,
         source: CalibratedKernels,
-    ) -> Answer:
+    ) -> Answers:
         """An answer for another GPU than the measured one, its interval widened for that.
 
         Args:

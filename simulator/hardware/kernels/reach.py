@@ -23,7 +23,7 @@ from typing import Any, get_args
 import numpy as np
 from numpy.typing import NDArray
 
-from hardware_profiles.calibration_parts import Reach
+from hardware_profiles.calibration_parts import RowReach
 from simulator.hardware.kernels.gaussian_process import Process
 from simulator.hardware.kernels.measured_rows import Rows, extents_of, shape_sizes, shapes_of
 from simulator.hardware.kernels.roofline import Batch
@@ -31,7 +31,7 @@ from simulator.hardware.kernels.roofline import Batch
 Array = NDArray[np.float64]
 Index = NDArray[np.intp]
 
-REACHES: tuple[Reach, ...] = get_args(Reach)
+REACHES: tuple[RowReach, ...] = get_args(RowReach)
 BETWEEN, EDGE, SHAPE, SIZE, GAP, BEYOND = range(len(REACHES))
 WIDE_GAP = 4.0
 """Times the load of the row below that the row above may have: two octaves, what leaving out one
@@ -54,7 +54,7 @@ TOGETHER: Mapping[str, tuple[str, ...]] = {
 """{kind: sizes of which rows of equal values tell of one another, whatever their shape}; of other
 kinds each row stands for itself."""
 
-Scales = Mapping[Reach, float]
+Scales = Mapping[RowReach, float]
 """{one of REACHES: scale}, of those that enough groups say something of."""
 
 
@@ -252,7 +252,7 @@ def held_out_scales(
     by_reach: dict[int, list[JudgedCut]] = {}
     for part in left_out(process, rows, some, half):
         by_reach.setdefault(part.reach, []).append(part)
-    scales: dict[Reach, float] = {}
+    scales: dict[RowReach, float] = {}
     for reach, parts in sorted(by_reach.items()):
         several = np.cumsum([0, *(part.groups.max() + 1 for part in parts)])
         pooled = JudgedCut(

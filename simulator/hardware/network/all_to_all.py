@@ -88,9 +88,9 @@ NOT_OF_SHARES = dict.fromkeys(("fits", "gap", "tiles", "overlap", "sources"), Tr
 LINKS = "links at achieved rates"
 """What decides where no row times dispatch and combine."""
 
-Shares: TypeAlias = Mapping[str, tuple[float, float, float]]
+LinkShares: TypeAlias = Mapping[str, tuple[float, float, float]]
 """{dispatch or combine: value, low and high that it achieves of a link's rate}"""
-_Learned: TypeAlias = tuple[Shares, Shares, Mapping[str, tuple[Measurement, ...]]]
+_Learned: TypeAlias = tuple[LinkShares, LinkShares, Mapping[str, tuple[Measurement, ...]]]
 """Of NVLink and of NICs, and {kind: rows used}."""
 
 

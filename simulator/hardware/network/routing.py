@@ -340,14 +340,14 @@ def _detours(network: SwitchNetwork, pairs: Indices, dead: Mask) -> list[Integer
 
 # --- failures -------------------------------------------------------------------------------------
 
-FailureKind = Literal["link", "nic", "switch", "plane", "node", "slow"]
+FailedPart = Literal["link", "nic", "switch", "plane", "node", "slow"]
 
 
 @dataclass(frozen=True, slots=True)
 class Failure:
     """Something that breaks at a moment of simulated time."""
 
-    kind: FailureKind
+    kind: FailedPart
     name: str
     at: float
     """Seconds; 0 is before the run."""
@@ -363,9 +363,9 @@ def parse_failure(text: str) -> Failure:
     """
     where = f"failure {text!r}"
     kind, colon, rest = text.partition(":")
-    if not colon or kind not in get_args(FailureKind):
+    if not colon or kind not in get_args(FailedPart):
         raise ValueError(
-            f"{where}: write KIND:NAME@TIME with KIND one of {', '.join(get_args(FailureKind))}"
+            f"{where}: write KIND:NAME@TIME with KIND one of {', '.join(get_args(FailedPart))}"
         )
     name, at, time = rest.partition("@")
     seconds = parse_quantity(time, "time", where) if at else 0.0

@@ -31,7 +31,7 @@ dragonfly and slim fly flow by flow in turn. ecmp: a hash of the flow picks one,
 included. static: a table picks one by destination port, the same for every source.
 """
 
-Router: TypeAlias = Callable[[Integers, Integers, Integers, Routing], Indices]
+RouteChoice: TypeAlias = Callable[[Integers, Integers, Integers, Routing], Indices]
 """(source ports, destination ports, choices, routing) -> resources [flows, hops], -1 unused."""
 
 
@@ -54,7 +54,7 @@ class SwitchNetwork:
     switch_names: tuple[str, ...]
     link_names: Callable[[int], str]
     """Directed link number -> its name, such as "leaf3/up5"."""
-    router: Router = field(repr=False)
+    router: RouteChoice = field(repr=False)
     hops: int
     """Most resources on one route, both end ports included."""
     bundle_start: Indices = field(default_factory=lambda: np.zeros(1, dtype=np.int32))
