@@ -36,7 +36,7 @@ def test_a_lease_is_named_after_its_gpu_and_holds_the_steps_that_were_planned(st
     assert {"h100_sxm_1", "h200_sxm_1"} <= set(leases())
     assert gpu_of("h200_sxm_1") == "h200_sxm"
     assert set(leases()) - set(leases("train_step")) == {"h200_sxm_4"}  # decode alone
-    trained_and_decoded = {"h100_sxm_4", "h200_sxm_4", "h200_sxm_5", "h200_sxm_6"}
+    trained_and_decoded = {"h100_sxm_4", "h200_sxm_4", "h200_sxm_5", "h200_sxm_6", "h200_sxm_8"}
     assert set(leases()) - set(leases("prefill")) == trained_and_decoded
     assert len(steps) == 22
     every = planned("h200_sxm_1")
@@ -109,6 +109,9 @@ def test_a_decode_step_is_simulated_from_operators_timed_where_they_stand_in_it(
         ("h200_sxm_7", "train_step four_layers 1 x 4096 graph", 0.0081),
         ("h200_sxm_7", "train_microbatch off_the_grid 1 x 3000 graph", -0.0061),
         ("h200_sxm_7", "prefill many_experts 2 x 2048 graph", -0.0377),
+        ("h200_sxm_8", "train_microbatch four_layers 1 x 4096 eager", 0.0215),
+        ("h200_sxm_8", "train_microbatch many_experts 1 x 4096 eager", 0.0093),
+        ("h200_sxm_8", "train_microbatch off_the_grid 1 x 3000 eager", 0.0093),
     ],
 )
 def test_a_step_of_much_work_is_simulated_from_operators_of_its_lease(lease, label, error):
