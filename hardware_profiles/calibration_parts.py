@@ -43,7 +43,7 @@ class BesideCompute(Profile):
 
     @classmethod
     def none(cls, source: str) -> Self:
-        """Beside compute as alone."""
+        """Transfers that take as long beside compute as alone."""
         alone = Estimate(value=1.0, low=1.0, high=1.0, source=source)
         return cls(dispatch=alone, combine=alone)
 
@@ -53,7 +53,7 @@ class BesideCompute(Profile):
 
 
 class WithoutWaiting(Profile):
-    """Of an all-to-all beside compute, what is left once ranks that wait for others are simulated:
+    """What is left of an all-to-all beside compute once ranks that wait for others are simulated:
     by the samples that waited least."""
 
     notify: TimeEstimate

@@ -149,7 +149,7 @@ def _rows(file: str, text: str) -> tuple[Measurement, ...]:
 
 
 def load_cards(path: Path) -> tuple[tuple[Measurement, ...], ...]:
-    """Of each of several GPUs of one type the same rows, in the same order.
+    """Read the same rows, in the same order, of each of several GPUs of one type.
 
     The file has the columns of a table, but `seconds` and `spread` once for each GPU: seconds_1,
     spread_1, seconds_2 and so on. Raises ValueError naming file, line and column of the first bad

@@ -80,7 +80,8 @@ class BalanceLossGate(Gate):
     def input_grad(
         self, weights_grad: Tensor, logits: Tensor, indices: Tensor, x: Tensor, site: Site
     ) -> Tensor:
-        """As in `Gate`, with the balance loss beside what reads the weights."""
+        """The gradient of the input as in `Gate`, with the balance loss beside what reads the
+        weights."""
         x_grad = super().input_grad(weights_grad, logits, indices, x, site)
         _, logits_grad = balance_loss(
             logits, indices, length=self.length, scoring=self.config.scoring_func

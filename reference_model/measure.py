@@ -197,7 +197,7 @@ def conditions(request: TimingRequest, *, timing: str) -> str:
 
 
 def multiprocessors() -> int:
-    """Of the current GPU."""
+    """SMs of the current GPU."""
     return torch.cuda.get_device_properties(torch.cuda.current_device()).multi_processor_count
 
 

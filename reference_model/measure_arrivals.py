@@ -81,7 +81,7 @@ class Job(NamedTuple):
 
     @property
     def tokens(self) -> int:
-        """Of each rank."""
+        """Tokens of each rank."""
         return self.sequences * (self.context if self.name == TRAIN else 1)
 
 

@@ -26,7 +26,8 @@ def moment(device: torch.device) -> Moment:
 
 
 def seconds_between(start: Moment, end: Moment) -> float:
-    """From one moment to a later one of the same device; waits until the later one is there."""
+    """Seconds from one moment to a later one of the same device; waits until the later one is
+    there."""
     if isinstance(start, float) or isinstance(end, float):
         assert isinstance(start, float)
         assert isinstance(end, float)

@@ -191,7 +191,8 @@ class GradientError:
 
 
 def gradient_errors(settings: TrainingSettings) -> list[GradientError]:
-    """Of BF16, of FP8, and of FP32 on another batch: how much one batch says about the next."""
+    """Errors of the gradients of BF16, of FP8, and of FP32 on another batch: how much one batch
+    says about the next."""
     exact, choices = _first_gradient(replace(settings, precision="fp32"), batch=0)
     results = []
     for name, precision, batch in (

@@ -9,7 +9,7 @@ from reference_model.config import ModelConfig
 
 
 class Split(NamedTuple):
-    """Over how many GPUs the heads and widths of a layer are split.
+    """How many GPUs the heads and widths of a layer are split over.
 
     Between what is split, a GPU works on its own share of the tokens (sequence parallelism)."""
 

@@ -57,7 +57,7 @@ def _notes(machines: Sequence[Mapping[str, Any]]) -> list[str]:
 
 
 def power_notes(machines: Sequence[Mapping[str, Any]]) -> Iterator[str]:
-    """Of which GPUs' power nobody measured."""
+    """Notes on the GPUs whose power nobody measured."""
     assumed = {
         one["gpu"]: one["power_measured_on"]
         for one in machines

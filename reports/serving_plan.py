@@ -253,7 +253,7 @@ def recommendation(plan: ServingPlan) -> str:
 
 
 def nearest_miss(plan: ServingPlan) -> str:
-    """Of a plan that has found no fleet, what came nearest, and what to ask for instead."""
+    """What came nearest in a plan that has found no fleet, and what to ask for instead."""
     limits, p = plan.limits, plan.percentile
     misses = []
     for fleet, run in plan.known.runs.items():

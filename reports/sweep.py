@@ -72,7 +72,7 @@ class Sweep:
 
     @cached_property
     def note(self) -> str:
-        """That the rows rest on kernels of different kind; empty where they do not."""
+        """A note that the rows rest on kernels of different kinds; empty where they do not."""
         return difference_in_kind(row.metrics for row in self.ran)
 
     @cached_property

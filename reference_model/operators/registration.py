@@ -29,7 +29,7 @@ class Site:
 
     @classmethod
     def of(cls, phase: str, segment: str) -> "Site":
-        """In a forward, the first time or again before the backward of a layer."""
+        """The site in a forward, the first time or again before the backward of a layer."""
         return cls(phase, segment, recompute=phase == "recompute")
 
     def __call__(self, name: str) -> str:

@@ -93,8 +93,8 @@ def other_calibration(scenario: Scenario) -> CalibrationProfile | None:
 
 
 def difference_in_kind(runs: Iterable[Mapping[str, Any]]) -> str:
-    """That runs rest on kernels of different kind, in a sentence; empty where they do not, or where
-    a job has no kernels. `runs` are their metrics, nested or as plain paths."""
+    """A sentence that says that runs rest on kernels of different kinds; empty where they do not,
+    or where a job has no kernels. `runs` are their metrics, nested or as plain paths."""
     kinds: dict[str, set[str]] = {}
     for metrics in runs:
         for calibration, kind in _kinds(metrics):

@@ -86,7 +86,7 @@ class Replay:
 
     @property
     def span_s(self) -> Seconds:
-        """From the start of the first kernel to the end of the last."""
+        """Time from the start of the first kernel to the end of the last."""
         return self.simulated.span_s
 
     @property

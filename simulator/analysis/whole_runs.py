@@ -91,7 +91,7 @@ class Step:
 
     @property
     def gpu(self) -> str:
-        """Of the lease."""
+        """The GPU of the lease."""
         return gpu_of(self.lease)
 
     @property
@@ -112,7 +112,7 @@ def measured_steps() -> dict[str, Seconds]:
 
 
 def every_step() -> list[Step]:
-    """Of all leases."""
+    """The steps of all leases."""
     return [step for lease in leases() for step in read_steps(TABLES / f"{lease}.csv")]
 
 
@@ -348,12 +348,12 @@ class Comparison:
 
     @property
     def composition_error(self) -> float:
-        """Of the same lease, relative."""
+        """Relative error of the step composed of operators of the same lease."""
         return self.same.seconds / self.step.seconds - 1
 
     @property
     def other_error(self) -> float:
-        """Of the other device's operators, relative."""
+        """Relative error of the step composed of the other device's operators."""
         return self.other.seconds / self.step.seconds - 1
 
     @property

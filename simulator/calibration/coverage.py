@@ -30,7 +30,7 @@ _PENALTY = 2.0 / (1.0 - STATED)
 
 @dataclass(frozen=True, slots=True)
 class Coverage:
-    """Of some intervals."""
+    """How often some intervals hold the truth, and how wide they are."""
 
     trials: int
     inside: int
@@ -41,7 +41,7 @@ class Coverage:
 
     @property
     def share(self) -> float:
-        """Of truths inside."""
+        """Share of the truths that lie inside."""
         return self.inside / self.trials
 
     @property

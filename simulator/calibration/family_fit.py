@@ -387,7 +387,7 @@ def noise(rows: Sequence[Measurement]) -> Array:
 
 
 def summary(errors: Array) -> HeldOutError | None:
-    """Of log measured minus log predicted; None without a row."""
+    """Summary of log measured minus log predicted; None without a row."""
     if not len(errors):
         return None
     relative = np.expm1(-errors)

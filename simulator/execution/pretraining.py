@@ -189,7 +189,7 @@ class RunLog:
 
     @property
     def wall_s(self) -> Seconds:
-        """From the first step to the end of the last."""
+        """Time from the first step to the end of the last."""
         return math.fsum(self.seconds.values())
 
     def counts(self) -> Counter[str]:

@@ -173,7 +173,7 @@ class ServingModel:
 
     @property
     def recipe(self) -> RecipeName:
-        """In which it holds and multiplies its weights."""
+        """The recipe in which it holds and multiplies its weights."""
         return recipe_name(self.job.recipe, self.config)
 
     @property

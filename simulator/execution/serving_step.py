@@ -115,7 +115,7 @@ def serving_step(model: ServingModel) -> ServingStep:
 
 
 def job_load(model: ServingModel) -> IterationLoad:
-    """Of the iteration of the model's own job."""
+    """The load of the iteration of the model's own job."""
     requests = model.job.requests
     if model.job.phase == "decode":
         assert requests.context_tokens is not None
@@ -158,8 +158,8 @@ def decode_load(
     idle_gpus: int = 0,
     group_batch: int | None = None,
 ) -> IterationLoad:
-    """Of one decode step of `batch` requests per GPU with `context` tokens each; `idle_gpus` GPUs
-    have none.
+    """The load of one decode step of `batch` requests per GPU with `context` tokens each;
+    `idle_gpus` GPUs have none.
 
     GPUs that share heads have `group_batch` requests together, spread over them as evenly as they
     go; without it each has `batch`. Fewer requests than micro-batches run in one micro-batch.
@@ -208,8 +208,8 @@ def prefill_load(
     cached: int = 0,
     group_tokens: int | None = None,
 ) -> IterationLoad:
-    """Of one prefill pass of `tokens` tokens per GPU, from prompts of which it computes `prompt`
-    tokens each, after `cached` ones.
+    """The load of one prefill pass of `tokens` tokens per GPU, from prompts of which it computes
+    `prompt` tokens each, after `cached` ones.
 
     GPUs that share heads have `group_tokens` tokens together, spread over them as evenly as they
     go, of prompts that all of them work on; without it each has `tokens`. A prompt in one piece

@@ -380,7 +380,7 @@ class Waiting:
 
     @property
     def exposed_communication_s(self) -> Times:
-        """For transfers that nothing hides, in either way."""
+        """Waiting for transfers that nothing hides, in either way."""
         return self.transfers_s + self.collectives_s
 
 

@@ -113,7 +113,7 @@ class ChunkRun:
 
     @property
     def state_times(self) -> Prediction:
-        """Of its collectives of parameters and gradients."""
+        """Times of its collectives of parameters and gradients."""
         return self.cost.at(
             [
                 place

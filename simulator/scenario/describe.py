@@ -82,7 +82,7 @@ class Field:
 
     @property
     def kind(self) -> str:
-        """In words, with what is allowed."""
+        """Its kind in words, with what is allowed."""
         return described(self.kinds)
 
     @property

@@ -42,7 +42,7 @@ class ValueKind:
 
     @property
     def text(self) -> str:
-        """As people say it, with what is allowed: "whole number >= 1", "list of text"."""
+        """The kind as people say it, with what is allowed: "whole number >= 1", "list of text"."""
         if self.choices:
             return " | ".join(map(_as_yaml, self.choices))
         name = {

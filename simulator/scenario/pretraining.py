@@ -102,7 +102,7 @@ class FailureKind(Profile):
     """Whether a node is taken out and repaired."""
 
     def rate(self, gpus: int) -> float:
-        """Of a run on so many GPUs, per second."""
+        """Failures per second of a run on so many GPUs."""
         return gpus / HOUR / self.gpu_hours_between
 
 

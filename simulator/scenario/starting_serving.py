@@ -138,7 +138,7 @@ class Deployment:
 
     @property
     def name(self) -> str:
-        """As people write it: TP8, EP32, EP32 with TP4 attention."""
+        """The layout as people write it: TP8, EP32, EP32 with TP4 attention."""
         if self.expert_tp > 1:
             return f"TP{self.gpus}"
         parts = [f"EP{self.gpus}"]

@@ -211,7 +211,7 @@ class TrainingJob(Profile):
 
     @property
     def micro_batch_tokens(self) -> int:
-        """Of one GPU, between what is split over GPUs that share layers."""
+        """Tokens of one GPU, between what is split over GPUs that share layers."""
         sharing = self.context_parallel * self.tensor_parallel
         return self.micro_batch_sequences * self.sequence_length // sharing
 

@@ -115,7 +115,7 @@ def matrix_of(operator: Operator) -> str:
 
 
 def deferred(operators: Operators, immediate: Collection[str]) -> list[Operator]:
-    """Of one layer's weight gradients, those that an input-only backward leaves to a W chunk."""
+    """Those of one layer's weight gradients that an input-only backward leaves to a W chunk."""
     return [operator for operator in operators if matrix_of(operator) not in immediate]
 
 

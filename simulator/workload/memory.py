@@ -297,8 +297,8 @@ class MemoryModel:
         return {matrix: layer for layer in self.layers.values() for matrix in layer.kept}
 
     def fitting(self, stages: Sequence[StageLayers], capacity: Bytes) -> tuple[str, ...]:
-        """As few matrices as let every rank fit when all ranks compute their weight gradients at
-        once.
+        """The fewest matrices that let every rank fit when all ranks compute their weight gradients
+        at once.
 
         Those that keep most bytes per FLOP come first. All of them, where even that does not fit.
         """

@@ -53,7 +53,7 @@ def newton_schulz(matrix: Matrix, *, iterations: int) -> list[Operator]:
 
 
 def flops(matrix: Matrix) -> float:
-    """Of one iteration."""
+    """Operations of one iteration."""
     return sum(operator.flops for operator in newton_schulz(matrix, iterations=1))
 
 

@@ -120,7 +120,8 @@ def slot_seconds(phases: Phases) -> dict[str, Times]:
 
 
 def other_pair_seconds(paired: Phases) -> PairSeconds:
-    """Of layers that exchange no tokens, or of which there are few: kernels and transfers alone."""
+    """Bounds of layers that exchange no tokens, or of which there are few: kernels and transfers
+    alone."""
     kernels, transfers = _streams(paired)
     forward, backward = (np.stack(both) for both in zip(kernels, transfers, strict=True))
     nothing = np.zeros((len(WAYS), forward.shape[1]))
@@ -137,7 +138,7 @@ def _streams(phases: Phases) -> tuple[tuple[Times, Times], tuple[Times, Times]]:
 
 
 def pair_seconds(paired: Phases, both: Phases) -> PairSeconds:
-    """Of layers that exchange tokens.
+    """Bounds of layers that exchange tokens.
 
     Args:
         paired: times in a pair, the least of all conditions.

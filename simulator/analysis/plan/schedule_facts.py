@@ -30,7 +30,7 @@ class HeldAtLeast:
     """For each layer beyond these, at that moment."""
 
     def times(self, factor: float) -> HeldAtLeast:
-        """Of so many times as many micro-batches."""
+        """What so many times as many micro-batches hold."""
         return HeldAtLeast(
             self.stages,
             factor * self.of_any,

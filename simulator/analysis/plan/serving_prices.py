@@ -81,7 +81,7 @@ class Price:
     """Decode: {TPOT limit: its batch}."""
 
     def to_json(self) -> dict[str, Any]:
-        """As a row of a file; keys of mappings as texts."""
+        """The price as a row of a file; keys of mappings as texts."""
         return {
             "expected": self.expected,
             "reason": self.reason,

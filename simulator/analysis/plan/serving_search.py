@@ -95,7 +95,8 @@ class Results:
             self.runs[task] = found
 
     def price(self, deployment: Deployment, limits: Limits) -> Price | None:
-        """Of ranks that differ where that is known, else of ideal ones, if at all."""
+        """The price of a deployment: of ranks that differ where that is known, else of ideal ones,
+        if at all."""
         found = self.prices.get(expected_price(deployment, limits))
         return found or self.prices.get(PriceTask(deployment, expected=False))
 

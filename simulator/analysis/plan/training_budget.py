@@ -119,7 +119,7 @@ class BudgetPlan:
 
     @property
     def plan(self) -> TrainingPlan | None:
-        """That the best is of."""
+        """The plan that the best layout is of."""
         best = self.best
         return next((p for p in self.plans if best and best.layout in p.simulated), None)
 

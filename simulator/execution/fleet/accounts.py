@@ -125,11 +125,11 @@ class Accounts:
         self._check_done()
 
     def enter_service(self, instance: Instance) -> None:
-        """From now on an instance is paid for, if it was not."""
+        """Pay for an instance from now on, if it was not paid for."""
         self._in_service_since.setdefault(instance, self._env.now)
 
     def leave_service(self, instance: Instance) -> None:
-        """From now on an instance is not paid for."""
+        """Pay for an instance no more."""
         since = self._in_service_since.pop(instance, None)
         if since is not None:
             self._in_service.setdefault(instance, []).append((since, self._env.now))

@@ -384,7 +384,8 @@ def kv_tokens(model: ServingModel) -> int:
 
 
 def decode_at(model: ServingModel, batch: int, context: int) -> IterationLoad:
-    """Of one decode step of ``batch`` requests per rank with ``context`` KV tokens each."""
+    """The load of one decode step of ``batch`` requests per rank with ``context`` KV tokens
+    each."""
     # The requests of one rank are spread over the GPUs that share their heads.
     per_gpu = -(-batch // model.job.attention_tp)
     speculation = model.job.speculative_decoding
@@ -393,7 +394,8 @@ def decode_at(model: ServingModel, batch: int, context: int) -> IterationLoad:
 
 
 def prefill_at(model: ServingModel, tokens: int, attended: int) -> IterationLoad:
-    """Of one pass of ``tokens`` new tokens per rank that attend to ``attended`` tokens on average.
+    """The load of one pass of ``tokens`` new tokens per rank that attend to ``attended`` tokens on
+    average.
 
     Fewer tokens than micro-batches cost as much as one each.
     """

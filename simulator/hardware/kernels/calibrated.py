@@ -423,13 +423,13 @@ class CalibratedKernels:
         return self.learned.achieved
 
     def model(self, family: Family, overlapped: bool) -> tuple[FamilyModel | None, bool]:
-        """As `LearnedKernels.model`."""
+        """The model of a family, as `LearnedKernels.model`."""
         return self.learned.model(family, overlapped)
 
     @cached_property
     def memory_share(self) -> float:
-        """Of the HBM rate: what the fastest row moves, of another calibration where the own rows
-        are small; all of it where no row says otherwise."""
+        """Share of the HBM rate that the fastest row moves, one of another calibration where the
+        own rows are small; all of it where no row says otherwise."""
         if self.achieved.memory is not None:
             return self.achieved.memory
         known = (model.achieved.memory for model in self.others)

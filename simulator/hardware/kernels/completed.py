@@ -235,8 +235,8 @@ class CompletedKernels:
             asked.update(new)
 
     def of_batch(self, family: Family, batch: Batch, sms: Array, overlapped: bool) -> Answers:
-        """Of distinct operators of one family; none that was not measured takes longer than one of
-        more rows, attention no less than a row with less work.
+        """Times of distinct operators of one family; none that was not measured takes longer than
+        one of more rows, attention no less than a row with less work.
 
         A measured row that a larger one beats takes that one's time where its own repeats leave
         room for it, or where it has none, and no longer counts as measured; else it stays.

@@ -46,7 +46,7 @@ FAR = 1e12
 
 
 def feature_names(batch: Batch) -> tuple[str, ...]:
-    """Of `features_of`: sizes by name, then what the roofline says."""
+    """Names of `features_of`: sizes by name, then what the roofline says."""
     roofline = ("peak", "waves/bytes", "waste") if is_tensor(batch.kind) else ("peak",)
     return (*batch.names, "sms", *roofline)
 

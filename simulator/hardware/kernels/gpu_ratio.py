@@ -40,7 +40,8 @@ class Achieved:
     """{operand type: of the peak of the SMs that a product ran on, by its useful FLOPs}"""
 
     def compute_share(self, dtype: str) -> float:
-        """Of products of an operand type; the most of any where it has no row, 1 without rows."""
+        """Share of the peak that products of an operand type achieve; the most of any where it has
+        no row, 1 without rows."""
         return self.compute.get(dtype, max(self.compute.values(), default=1.0))
 
 

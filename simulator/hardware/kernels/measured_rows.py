@@ -60,7 +60,7 @@ class Rows:
         return len(self.batch)
 
     def without_redundant(self) -> Rows:
-        """Of rows of the same sizes and SMs keep the one with most repeats, direct ones first."""
+        """Keep of rows of the same sizes and SMs the one with most repeats, direct ones first."""
         marks = fingerprints(np.column_stack([self.batch.sizes, self.sms.astype(np.int64)]))
         order = np.lexsort((~self.direct, -self.weights, marks))
         best = np.concatenate([[True], np.diff(marks[order]) != 0])

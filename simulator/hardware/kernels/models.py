@@ -48,7 +48,8 @@ Index = NDArray[np.intp]
 
 
 def process_of(rows: Rows, log_ratios: Array, fit: FitProfile | None) -> Process:
-    """Of rows of one family, with the lengths and noise that calibrate found, if any."""
+    """The process of rows of one family, with the lengths and noise that calibrate found, if
+    any."""
     features = features_of(rows.batch, rows.sms, rows.ideal)
     if fit is None or not fit.lengths:
         return Process(features, log_ratios)
@@ -207,7 +208,7 @@ class FamilyModel:
 
     @property
     def base_rows(self) -> Rows:
-        """Of the kernel set with most."""
+        """The rows of the kernel set that has most."""
         return self._base
 
     @cached_property

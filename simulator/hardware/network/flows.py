@@ -136,7 +136,7 @@ class FlowBatch:
 
     @property
     def seconds(self) -> float:
-        """From the start to the last arrival."""
+        """Time from the start to the last arrival."""
         return float(self.finish.max() - self.start) if len(self.finish) else 0.0
 
 

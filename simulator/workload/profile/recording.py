@@ -126,7 +126,7 @@ class HostInput:
 
     @property
     def elements(self) -> int:
-        """Of all its tensors."""
+        """Elements of all its tensors."""
         return sum(math.prod(shape) for shape in self.shapes)
 
     @property
