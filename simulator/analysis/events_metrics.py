@@ -19,7 +19,6 @@ from hardware_profiles.units import BytesPerSecond
 from hardware_profiles.whole_files import read_text
 from reference_model.trace import ALL_TO_ALL_KINDS
 from simulator.execution import timeline
-from simulator.execution.machine.gpu import GpuLimits
 from simulator.execution.machine.group import Effect, GroupRun
 from simulator.execution.timeline import waiting
 
@@ -57,7 +56,6 @@ def events_metrics(
     Args:
         hbm: rate of one GPU's HBM.
     """
-    limits = GpuLimits(gpu.sms, hbm)
     log, network = group.machine.log, group.machine.network
     return {
         "of": group.name,
@@ -71,7 +69,7 @@ def events_metrics(
         "beside": _classes(group),
         "waiting": _waiting(log),
         "timeline_waiting": _waiting(group.timeline),
-        "devices": _devices(group, limits),
+        "devices": _devices(group, sms=gpu.sms, hbm=hbm),
         "without": dict(group.without),
         "timeline_inputs": timeline_inputs(group, calibration),
     }
@@ -112,15 +110,14 @@ def _waiting(log: timeline.Log) -> dict[str, Any]:
     }
 
 
-def _devices(group: GroupRun, limits: GpuLimits) -> dict[str, Any]:
+def _devices(group: GroupRun, *, sms: int, hbm: BytesPerSecond) -> dict[str, Any]:
     """Use of SMs, HBM and links over the run."""
     gpus, span = group.machine.gpus, group.span_s
-    sms = span * (limits.sms or 1)
-    hbm = span * (limits.hbm or np.inf)
+    sm_seconds, hbm_bytes = span * sms, span * hbm
     found: dict[str, Any] = {
-        "sm_share": float(np.mean([gpu.sm_seconds for gpu in gpus]) / sms) if sms else 0.0,
+        "sm_share": float(np.mean([gpu.sm_seconds for gpu in gpus]) / sm_seconds) if span else 0.0,
         "sm_starved_s": float(np.mean([gpu.starved_s for gpu in gpus])),
-        "hbm_share": float(np.mean([gpu.hbm_bytes for gpu in gpus]) / hbm) if hbm else 0.0,
+        "hbm_share": float(np.mean([gpu.hbm_bytes for gpu in gpus]) / hbm_bytes) if span else 0.0,
         "hbm_oversubscribed_s": float(np.mean([gpu.oversubscribed_s for gpu in gpus])),
     }
     network = group.machine.network

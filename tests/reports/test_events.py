@@ -1,13 +1,14 @@
 """Tables and trace of ranks on contending devices."""
 
 import json
+from functools import partial
 
 import numpy as np
 import pytest
 
 from reference_model.trace import Operator
 from reports.events import TRACE_FILE, events_tables, write_ranks_trace
-from simulator.execution.machine.gpu import GpuLimits, KernelLaunch
+from simulator.execution.machine.gpu import Gpu, KernelLaunch
 from simulator.execution.machine.group import GroupRun
 from simulator.execution.machine.ranks import RankWork, run_on_ranks
 from simulator.workload.task_graph import Stream, Task, TaskGraph
@@ -29,7 +30,7 @@ def trace(tmp_path):
     kernels = [KernelLaunch(s, 10, persistent=False, hbm_bytes=20.0 * s) for s in (1.0, 3.0)]
     seconds = np.array([[1.0, 3.0], [2.0, 2.0]])
     work = RankWork(seconds, [kernels, [None, None]])
-    machine = run_on_ranks(graph, work, 0.0, limits=GpuLimits(sms=10, hbm=100.0))
+    machine = run_on_ranks(graph, work, 0.0, gpu_of=partial(Gpu, sms=10, hbm=100.0))
     group = GroupRun("test", machine, seconds, np.zeros(2), machine.log, ("sms",))
     write_ranks_trace(group, tmp_path)
     return json.loads((tmp_path / TRACE_FILE).read_text())["traceEvents"]

@@ -47,18 +47,6 @@ class KernelLaunch:
     """Time over that alone while a transfer moves bytes, beyond what SMs and HBM explain."""
 
 
-@dataclass(frozen=True, slots=True)
-class GpuLimits:
-    """What the kernels of one GPU share."""
-
-    sms: int | None
-    """None where kernels do not contend for SMs: each has those that it asks for."""
-    hbm: BytesPerSecond | None
-    """That the fastest kernel reaches; None where kernels do not contend for HBM."""
-    context_sms: int = 0
-    """SMs of a green context of what has a priority; 0 without one."""
-
-
 @dataclass(slots=True)
 class _Wave:
     """CTAs that started together, or the SMs of a kernel that refills them."""
@@ -105,11 +93,24 @@ class Resident:
 
 
 class Gpu:
-    """SMs and HBM of one GPU inside a simpy environment."""
+    """SMs and HBM of one GPU inside a simpy environment.
 
-    def __init__(self, env: simpy.Environment, limits: GpuLimits) -> None:
+    Args:
+        sms: None where kernels do not contend for SMs: each has those that it asks for.
+        hbm: that the fastest kernel reaches; None where kernels do not contend for HBM.
+        context_sms: of a green context of what has a priority; 0 without one.
+    """
+
+    def __init__(
+        self,
+        env: simpy.Environment,
+        *,
+        sms: int | None,
+        hbm: BytesPerSecond | None,
+        context_sms: int = 0,
+    ) -> None:
         self.env = env
-        self.limits = limits
+        self.sms, self.hbm, self.context_sms = sms, hbm, context_sms
         self.sm_seconds = 0.0
         """SMs times the time in which something held them, so far; so the next three."""
         self.hbm_bytes = 0.0
@@ -225,7 +226,7 @@ class Gpu:
             self._share()
 
     def _give_sms(self) -> None:
-        limit, context = self.limits.sms, self.limits.context_sms
+        limit, context = self.sms, self.context_sms
         free: list[float] = [np.inf, np.inf] if limit is None else [limit - context, context]
         parts = [self._part(one) for one in self._residents]
         for part, resident in zip(parts, self._residents, strict=True):
@@ -247,7 +248,7 @@ class Gpu:
 
     def _part(self, resident: Resident) -> int:
         """Which SMs it runs on: those of the green context, where there is one, or all others."""
-        return int(self.limits.context_sms > 0 and resident.priority > 0)
+        return int(self.context_sms > 0 and resident.priority > 0)
 
     def _free_for(self, resident: Resident) -> None:
         """Let SMs of the short CTAs of a kernel of lower priority go to this one as those end."""
@@ -269,7 +270,7 @@ class Gpu:
         self._share()
 
     def _give_hbm(self) -> None:
-        capacity = self.limits.hbm
+        capacity = self.hbm
         drawn = sum(one.draws for one in self._residents)
         running = [one for one in self._residents if one.launch is not None and one.waves]
         wanted = []

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
+from functools import partial
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,7 +13,7 @@ from numpy.typing import NDArray
 from hardware_profiles.units import Seconds
 from reference_model.trace import ALL_TO_ALL_KINDS, COLLECTIVE_KINDS, Operator
 from simulator.execution import timeline
-from simulator.execution.machine.gpu import GpuLimits
+from simulator.execution.machine.gpu import Gpu
 from simulator.execution.machine.launches import ONE_WAVE, is_product
 from simulator.execution.machine.ranks import MachineLog, RankWork, run_on_ranks
 from simulator.hardware.kernels.roofline import is_tensor
@@ -168,10 +169,10 @@ def not_contending(name: str, graph: TaskGraph, seconds: Array, gap_s: Seconds) 
         seconds: [tasks] of every rank.
     """
     of_ranks = seconds[:, None]
-    limits = GpuLimits(sms=None, hbm=None)
+    free = partial(Gpu, sms=None, hbm=None)
     return GroupRun(
         name=name,
-        machine=run_on_ranks(graph, RankWork(of_ranks, ()), gap_s, limits=limits),
+        machine=run_on_ranks(graph, RankWork(of_ranks, ()), gap_s, gpu_of=free),
         alone_s=of_ranks,
         before_s=np.zeros(len(graph.tasks)),
         timeline=timeline.run(graph, of_ranks, gap_s, rank_axis=0),

@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 
 from hardware_profiles.units import BytesPerSecond, Seconds
 from simulator.execution import timeline
-from simulator.execution.machine.gpu import Gpu, GpuLimits, KernelLaunch, Resident
+from simulator.execution.machine.gpu import Gpu, KernelLaunch, Resident
 from simulator.hardware.network.fairness import Integers
 from simulator.hardware.network.flows import FlowBatch, Flows, Network
 from simulator.hardware.network.routing import Failure
@@ -100,7 +100,7 @@ def run_on_ranks(
     work: RankWork,
     gap_s: Seconds,
     *,
-    limits: GpuLimits,
+    gpu_of: Callable[[simpy.Environment], Gpu],
     after_wait_s: Seconds = 0.0,
     network_of: Callable[[simpy.Environment], Network] | None = None,
     beside: Sequence[Callable[[simpy.Environment, Network], Processes]] = (),
@@ -109,6 +109,7 @@ def run_on_ranks(
     """Run the graph once on each rank.
 
     Args:
+        gpu_of: makes the GPU of a rank.
         after_wait_s: from the end of what a task waits for on another stream to its start, at the
             soonest; on the timeline none.
         network_of: makes the network of the group's flows, where it has any.
@@ -120,8 +121,9 @@ def run_on_ranks(
     """
     env = simpy.Environment()
     network = None if network_of is None else network_of(env)
-    run = _Run(env, graph, work, (gap_s, after_wait_s), limits, network)
     ranks = work.seconds.shape[1]
+    gpus = [gpu_of(env) for _ in range(ranks)]
+    run = _Run(env, graph, work, (gap_s, after_wait_s), gpus, network)
     mine = [
         env.process(run.stream(rank, stream))
         for rank in range(ranks)
@@ -140,7 +142,7 @@ def run_on_ranks(
     if not finished.triggered:
         cut = network.stalled[0] if network and network.stalled else "a transfer never ended"
         raise ValueError(f"{graph.name}: {cut}")
-    for gpu in run.gpus:
+    for gpu in gpus:
         gpu.settle()
     log = timeline.Log(graph, gap_s, run.start, run.end, run.ready, run.done)
     check_times(log)
@@ -148,7 +150,7 @@ def run_on_ranks(
     if network is not None:
         check_bytes(network)
         rates = _rates(network.fabric, [*run.carried, (env.now, network.link_bytes())])
-    return MachineLog(log, tuple(run.gpus), network, events, tuple(rates))
+    return MachineLog(log, tuple(gpus), network, events, tuple(rates))
 
 
 def check_times(log: timeline.Log) -> None:
@@ -234,15 +236,14 @@ class _Run:
         graph: TaskGraph,
         work: RankWork,
         gaps_s: tuple[Seconds, Seconds],
-        limits: GpuLimits,
+        gpus: Sequence[Gpu],
         network: Network | None,
     ) -> None:
         self.env, self.graph, self.work = env, graph, work
         self.gap_s, self.after_wait_s = gaps_s
-        self.network = network
+        self.gpus, self.network = gpus, network
         shape = work.seconds.shape
         self.ready, self.start, self.done, self.end = np.full((4, *shape), np.nan)
-        self.gpus = [Gpu(env, limits) for _ in range(shape[1])]
         self.carried: list[tuple[Seconds, Times]] = []
         """(when, bytes of each link until then)"""
         self._ranks = shape[1]

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Collection
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,7 +24,7 @@ from simulator.execution.machine.exchange import (
     low_latency_transfer,
     normal_transfer,
 )
-from simulator.execution.machine.gpu import GpuLimits
+from simulator.execution.machine.gpu import Gpu
 from simulator.execution.machine.group import (
     GroupRun,
     RankFactors,
@@ -173,7 +174,8 @@ class _Layers:
                 start_window_s=window,
             ),
             gap,
-            limits=GpuLimits(
+            gpu_of=partial(
+                Gpu,
                 sms=gpu.sms if "sms" in self.channels else None,
                 hbm=hbm if "hbm" in self.channels else None,
                 context_sms=job.communication_sms

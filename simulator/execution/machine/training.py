@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Collection
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,7 +21,7 @@ from reference_model.pipeline_actions import OVERLAPPED
 from reference_model.trace import ALL_TO_ALL_KINDS, Operator
 from simulator.execution import timeline
 from simulator.execution.machine.exchange import copy_rates, normal_transfer
-from simulator.execution.machine.gpu import GpuLimits
+from simulator.execution.machine.gpu import Gpu
 from simulator.execution.machine.group import (
     GroupRun,
     RankFactors,
@@ -154,7 +155,8 @@ def _contending(run: TrainingRun, chunk: ChunkRun, channels: tuple[Channel, ...]
             ],
         ),
         gap,
-        limits=GpuLimits(
+        gpu_of=partial(
+            Gpu,
             sms=gpu.sms if "sms" in channels else None,
             hbm=hbm if "hbm" in channels else None,
             context_sms=job.communication_sms if inputs.partition == "green_contexts" else 0,

@@ -1,11 +1,13 @@
 """Kernels on one GPU of ten SMs and an HBM of 100 bytes/s, by hand."""
 
+from functools import partial
+
 import pytest
 import simpy
 
-from simulator.execution.machine.gpu import Gpu, GpuLimits, KernelLaunch, fair_shares
+from simulator.execution.machine.gpu import Gpu, KernelLaunch, fair_shares
 
-TEN = GpuLimits(sms=10, hbm=100.0)
+TEN = partial(Gpu, sms=10, hbm=100.0)
 
 
 def persistent(seconds, sms, hbm_bytes=0.0):
@@ -16,10 +18,10 @@ def refilling(seconds, hbm_bytes=0.0, cta_seconds=0.0):
     return KernelLaunch(seconds, 10, persistent=False, hbm_bytes=hbm_bytes, cta_seconds=cta_seconds)
 
 
-def ends(*launches, limits=TEN, held=0, release_at=None):
+def ends(*launches, gpu_of=TEN, held=0, release_at=None):
     """When each of (launched at, kernel[, priority]) ends, and the GPU."""
     env = simpy.Environment()
-    gpu = Gpu(env, limits)
+    gpu = gpu_of(env)
     found = {}
 
     def launch(number, at, kernel, priority=0):
@@ -42,18 +44,18 @@ def ends(*launches, limits=TEN, held=0, release_at=None):
     return [found[number] for number in range(len(launches))], gpu
 
 
-SPLIT = GpuLimits(sms=10, hbm=100.0, context_sms=2)
+SPLIT = partial(Gpu, sms=10, hbm=100.0, context_sms=2)
 
 
 def test_a_green_context_keeps_its_sms_from_other_kernels_at_all_times():
     """8 s of 10 SMs on 8, with nothing beside it; two of ten CTAs in a second wave."""
-    assert ends((0.0, refilling(8.0)), limits=SPLIT)[0] == [10.0]
-    assert ends((0.0, persistent(3.0, 10)), limits=SPLIT)[0] == [6.0]
+    assert ends((0.0, refilling(8.0)), gpu_of=SPLIT)[0] == [10.0]
+    assert ends((0.0, persistent(3.0, 10)), gpu_of=SPLIT)[0] == [6.0]
 
 
 def test_what_runs_in_a_green_context_takes_no_other_sms():
     """2 s of 10 SMs on the 2 of the context, and 8 s on the 8 others, side by side: 10 s each."""
-    assert ends((0.0, refilling(2.0), 1), (0.0, refilling(8.0)), limits=SPLIT)[0] == [10.0, 10.0]
+    assert ends((0.0, refilling(2.0), 1), (0.0, refilling(8.0)), gpu_of=SPLIT)[0] == [10.0, 10.0]
 
 
 def test_a_kernel_alone_takes_its_time_alone():
@@ -117,7 +119,7 @@ def test_short_ctas_end_once_for_a_kernel_however_often_sms_are_shared_anew(monk
     # A green context takes no SMs of others, which would be given back to them at once.
     handed.clear()
     kernels = (0.0, refilling(2.0), 1), (0.0, refilling(8.0, cta_seconds=1.0))
-    assert ends(*kernels, (1.0, persistent(1.0, 1)), limits=SPLIT)[0] == [10.0, 10.0, 11.0]
+    assert ends(*kernels, (1.0, persistent(1.0, 1)), gpu_of=SPLIT)[0] == [10.0, 10.0, 11.0]
     assert handed == []
 
 
@@ -143,7 +145,7 @@ def test_a_higher_priority_takes_no_more_sms_than_short_ctas_have():
 def test_what_is_left_of_a_kernel_by_rounding_is_nothing(left_s, ended):
     """At 100 s, of a kernel of 100 s: 1e-12 of its time, and 4e-12 of the clock's."""
     env = simpy.Environment()
-    gpu = Gpu(env, TEN)
+    gpu = TEN(env)
     done = gpu.run(persistent(100.0, 4))
     env.run(until=100.0 - left_s)
     gpu.settle()
@@ -170,7 +172,7 @@ def test_a_kernel_alone_is_never_slowed_by_hbm():
 def test_a_transfer_draws_first():
     """60 bytes/s are left of 100 for a kernel that draws 80: 4 / 3 of its time."""
     env = simpy.Environment()
-    gpu = Gpu(env, TEN)
+    gpu = TEN(env)
     gpu.draw(gpu.hold(2, priority=1), 40.0)
     env.run(until=gpu.run(persistent(3.0, 8, 240.0)))
     assert env.now == pytest.approx(4.0, rel=1e-12)
@@ -182,16 +184,16 @@ def test_what_slows_a_kernel_beside_a_transfer_beyond_sms_and_hbm_does_so_while_
     kernel = KernelLaunch(3.0, 8, persistent=True, hbm_bytes=0.0, beside_transfer=1.5)
     for drawn, end in ((10.0, 4.5), (0.0, 3.0)):
         env = simpy.Environment()
-        gpu = Gpu(env, TEN)
+        gpu = TEN(env)
         gpu.draw(gpu.hold(2, priority=1), drawn)
         env.run(until=gpu.run(kernel))
         assert env.now == pytest.approx(end, rel=1e-12)
 
 
 def test_without_contention_every_kernel_has_all_that_it_asks_for():
-    free = GpuLimits(sms=None, hbm=None)
+    free = partial(Gpu, sms=None, hbm=None)
     kernels = [(0.0, persistent(3.0, 10, 900.0)), (1.0, refilling(2.0, 900.0))]
-    assert ends(*kernels, limits=free)[0] == [3.0, 3.0]
+    assert ends(*kernels, gpu_of=free)[0] == [3.0, 3.0]
 
 
 def test_use_is_counted():
@@ -235,28 +237,28 @@ def test_hbm_goes_by_the_sms_that_kernels_hold():
     [(132, 4, 2), (132, 20, 2), (124, 8, 1), (124, 20, 2), (112, 20, 1)],
 )
 def test_a_gemm_beside_a_copy_is_as_docs_events_predicts(ctas, copy_sms, ratio):
-    whole = GpuLimits(sms=132, hbm=3.35e12)
+    whole = partial(Gpu, sms=132, hbm=3.35e12)
     gemm = KernelLaunch(1.7e-3, ctas, persistent=True, hbm_bytes=5e8)
-    found, _ = ends((0.0, gemm), limits=whole, held=copy_sms)
+    found, _ = ends((0.0, gemm), gpu_of=whole, held=copy_sms)
     assert found == pytest.approx([1.7e-3 * ratio], rel=1e-9)
 
 
 @pytest.mark.parametrize("copy_sms", [4, 8, 20])
 def test_short_ctas_beside_a_copy_are_as_docs_events_predicts(copy_sms):
-    whole = GpuLimits(sms=132, hbm=3.35e12)
+    whole = partial(Gpu, sms=132, hbm=3.35e12)
     kernel = KernelLaunch(2e-4, 132, persistent=False, hbm_bytes=5.4e8)
-    found, _ = ends((0.0, kernel), limits=whole, held=copy_sms)
+    found, _ = ends((0.0, kernel), gpu_of=whole, held=copy_sms)
     assert found == pytest.approx([2e-4 * 132 / (132 - copy_sms)], rel=1e-9)
 
 
 def test_a_copy_beside_a_kernel_that_fills_hbm_is_as_docs_events_predicts():
     """On 20 SMs it draws 1.8 TB/s alone and 20 of 132 parts of 3.9 beside the kernel: 3.05 times
     as long, while the kernel takes 132/112 of its time alone."""
-    whole = GpuLimits(sms=132, hbm=3.9e12)
+    whole = partial(Gpu, sms=132, hbm=3.9e12)
     kernel = KernelLaunch(1e-3, 132, persistent=False, hbm_bytes=3.9e9, enough_sms=44)
     copy = KernelLaunch(1e-2, 20, persistent=True, hbm_bytes=1.8e10)
-    assert ends((0.0, copy), (0.0, kernel), limits=whole)[0][1] == pytest.approx(1e-3 * 132 / 112)
+    assert ends((0.0, copy), (0.0, kernel), gpu_of=whole)[0][1] == pytest.approx(1e-3 * 132 / 112)
     long = KernelLaunch(1e-1, 132, persistent=False, hbm_bytes=3.9e11, enough_sms=44)
     slowed = 1.8 / (3.9 * 20 / 132)
     assert slowed == pytest.approx(3.05, abs=0.005)
-    assert ends((0.0, copy), (0.0, long), limits=whole)[0][0] == pytest.approx(1e-2 * slowed)
+    assert ends((0.0, copy), (0.0, long), gpu_of=whole)[0][0] == pytest.approx(1e-2 * slowed)

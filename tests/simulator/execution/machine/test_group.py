@@ -1,10 +1,12 @@
 """What each kernel is slowed as, and by how much, where a transfer holds SMs beside it."""
 
+from functools import partial
+
 import numpy as np
 import pytest
 
 from reference_model.trace import Operator
-from simulator.execution.machine.gpu import GpuLimits, KernelLaunch
+from simulator.execution.machine.gpu import Gpu, KernelLaunch
 from simulator.execution.machine.group import Effect, GroupRun, alike, effect_of
 from simulator.execution.machine.ranks import RankWork, run_on_ranks
 from simulator.workload.task_graph import Stream, Task, TaskGraph
@@ -49,7 +51,7 @@ def test_only_kernels_beside_a_transfer_count():
     copy = KernelLaunch(4.0, 10, persistent=False, hbm_bytes=0.0)
     seconds = np.array([[6.0], [4.0], [4.0]])
     work = RankWork(seconds, [[None], [copy], [copy]], transfer_sms=(2, 0, 0))
-    machine = run_on_ranks(graph, work, 0.0, limits=GpuLimits(sms=10, hbm=None))
+    machine = run_on_ranks(graph, work, 0.0, gpu_of=partial(Gpu, sms=10, hbm=None))
     group = GroupRun("test", machine, seconds, np.zeros(3), machine.log, ("sms",))
     found = group.ratios()
     assert list(found) == [Effect.MEMORY_BOUND, Effect.DISPATCH_FORWARD]
@@ -70,6 +72,8 @@ def test_a_wire_counts_from_when_the_last_rank_began():
         "test", ("moe",), (operator("gemm"), operator("copy")), (task(0, Stream.COMPUTE), wire)
     )
     seconds = np.array([[1.0, 3.0], [2.0, 2.0]])
-    machine = run_on_ranks(graph, RankWork(seconds, ()), 0.0, limits=GpuLimits(None, None))
+    machine = run_on_ranks(
+        graph, RankWork(seconds, ()), 0.0, gpu_of=partial(Gpu, sms=None, hbm=None)
+    )
     found = GroupRun("test", machine, seconds, np.zeros(2), machine.log, ("skew",)).ratios()
     assert found[Effect.DISPATCH_FORWARD].tolist() == [1.0, 1.0]

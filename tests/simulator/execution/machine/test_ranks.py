@@ -1,6 +1,7 @@
 """Ranks of a group run one graph: as the timeline where nothing contends, later where it does."""
 
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 import pytest
@@ -8,7 +9,7 @@ from fabrics import BARE
 
 from reference_model.trace import Operator
 from simulator.execution import timeline
-from simulator.execution.machine.gpu import GpuLimits, KernelLaunch
+from simulator.execution.machine.gpu import Gpu, KernelLaunch
 from simulator.execution.machine.ranks import (
     GroupTransfer,
     RankWork,
@@ -21,7 +22,7 @@ from simulator.hardware.network.routing import parse_failure
 from simulator.hardware.network.topology import build_fabric
 from simulator.workload.task_graph import Stream, Task, TaskGraph
 
-FREE = GpuLimits(sms=None, hbm=None)
+FREE = partial(Gpu, sms=None, hbm=None)
 COPY = Operator(
     name="copy", kind="copy", phase="forward", segment="attention", dtype="bfloat16",
     out_dtype="bfloat16", sizes=(("columns", 1), ("rows", 1)), recompute=False, accumulate=False,
@@ -45,7 +46,7 @@ def graph(*tasks):
 
 
 def timed(tasks, seconds, gap_s=0.0):
-    found = run_on_ranks(graph(*tasks), RankWork(np.array(seconds, float), ()), gap_s, limits=FREE)
+    found = run_on_ranks(graph(*tasks), RankWork(np.array(seconds, float), ()), gap_s, gpu_of=FREE)
     return found.log
 
 
@@ -91,7 +92,7 @@ def exchanged(
         graph(("c", ()), ("M", (0,))),
         work,
         0.0,
-        limits=FREE,
+        gpu_of=FREE,
         network_of=lambda env: Network(env, build_fabric("fat_tree_2", BARE), window=window),
         beside=beside,
         failures=failures,
@@ -165,5 +166,5 @@ def test_a_transfer_holds_its_sms_from_when_its_rank_is_ready():
         transfer_sms=(0, 2, 0),
     )
     tasks = graph(("m", ()), ("M", ()), ("c", ()))
-    log = run_on_ranks(tasks, work, 0.0, limits=GpuLimits(sms=10, hbm=None)).log
+    log = run_on_ranks(tasks, work, 0.0, gpu_of=partial(Gpu, sms=10, hbm=None)).log
     assert log.end_s[2, 0] == pytest.approx(9.0, rel=1e-12)
