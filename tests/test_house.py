@@ -83,6 +83,11 @@ def test_only_the_hardware_room_writes_what_a_model_has_learned():
     assert written == []
 
 
+def test_no_module_is_longer_than_a_reader_keeps_in_mind():
+    lines = {str(path): (ROOT / path).read_text(encoding="utf-8").count("\n") for path in MODULES}
+    assert {path: count for path, count in lines.items() if count > 600} == {}
+
+
 @pytest.mark.parametrize("path", MODULES, ids=str)
 def test_first_lines_are_sentences(path):
     """None says what goes in and what comes out: that is what the signature is for."""

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from hardware_profiles.units import Bytes, Seconds
 from reference_model.pipeline_actions import OVERLAPPED, WEIGHT_GRADIENT
 from simulator.execution import timeline
-from simulator.execution.draws import TAIL, Draws, drawn, estimated, scaled_seconds
+from simulator.execution.draws import Draws, drawn, estimated, scaled_seconds
 from simulator.execution.optimizer import OptimizerStep
 from simulator.execution.pipeline import PipelineRun, run_pipeline
 from simulator.execution.training import TrainingRun
@@ -28,15 +28,15 @@ from simulator.execution.training_chunks import ChunkKey, cost_graphs, lower_key
 from simulator.execution.training_ranks import (
     Blocks,
     KnownRows,
+    PairWaiting,
     Ranks,
-    RowsOfLayers,
     Series,
     action_seconds,
     blocks_of,
     drawn_rows,
-    durations,
     group_spans,
     is_kernel,
+    pair_waiting,
     series_of,
 )
 from simulator.hardware.costs import KernelCostModel
@@ -61,20 +61,6 @@ _OfRanks = tuple[dict[int, int], Series]
 
 MOST_HELD = 16
 """Layers, and replicas, of which rows are drawn to see how much memory they take."""
-
-
-@dataclass(frozen=True, slots=True)
-class PairWaiting:
-    """Where the ranks of one group wait in the profiled pair, mean over draws."""
-
-    by_rank_s: Array
-    """[ranks], sorted."""
-    notify_s: Array
-    """[slots, all-to-alls of a slot], of a rank before each, mean over ranks."""
-    mean_ends_s: tuple[Seconds, Seconds]
-    """80% interval of what one rank waits before an all-to-all of its pair, on average."""
-    kernel_s: Array
-    """Likewise, of the all-to-all itself, the least of its notify kernel inside."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -238,7 +224,13 @@ class _Drawing:
             full,
             pair_s.astype(np.float64),
             optimizer,
-            waiting=self._waiting(pair, ranks),
+            waiting=pair_waiting(
+                pair,
+                ranks,
+                (self.run.schedule.ranks // 2, 0),
+                group=self.run.layout.group,
+                draws=self.samples,
+            ),
         )
 
     def step_s(self) -> Array:
@@ -446,51 +438,6 @@ class _Drawing:
             documents=None if self.run.documents is None else self.run.documents.relative,
             sharing=self.job.context_parallel,
             known=self.known,
-        )
-
-    def _waiting(self, pair: Blocks, ranks: Ranks) -> PairWaiting:
-        place = (self.run.schedule.ranks // 2, 0)
-        axes = (self.run.layout.group, 1, ranks.patterns, self.samples)
-        rows = RowsOfLayers(pair, ranks, [place])
-        took = durations(pair, ranks, [place], rows)
-        passed = timeline.each(
-            pair.graph,
-            ((each, each) for each in took),
-            pair.gap_s,
-            axes=axes,
-            rank_axis=0,
-            teams=ranks.teams,
-        )
-        waits, lasted = np.zeros((2, len(pair.graph.tasks), axes[0]), dtype=np.float32)
-        alone = np.zeros(axes, dtype=np.float32)
-        for number, (ready, start, _, end) in enumerate(passed):
-            waited = start - ready
-            waits[number] = waited.mean(axis=(1, 2, 3))
-            lasted[number] = (end - start).mean(axis=(1, 2, 3))
-            if pair.graph.tasks[number].stream is Stream.COMMUNICATION:
-                alone += waited
-        order = pair.graph.of_stream[Stream.COMMUNICATION]
-        parts: list[tuple[int, str]] = []
-        sums: list[tuple[float, float]] = []
-        for block in order.tolist():
-            task = pair.graph.tasks[block]
-            part = (task.layer, task.part)
-            found = (float(waits[block].mean()), float(lasted[block].mean()))
-            if parts and parts[-1] == part:
-                sums[-1] = (sums[-1][0] + found[0], found[1])
-            else:
-                parts.append(part)
-                sums.append(found)
-        each = np.array(sums).reshape(-1, 2)
-        slots = len(each) // 4 if len(each) % 4 == 0 and len(each) else 1
-        table = each.reshape(slots, -1, 2)
-        alone /= max(1, len(each))
-        low, high = np.quantile(alone, [TAIL, 1 - TAIL]).tolist()
-        return PairWaiting(
-            by_rank_s=np.sort(waits[order].sum(axis=0)),
-            notify_s=table[:, :, 0],
-            mean_ends_s=(low, high),
-            kernel_s=table[:, :, 1],
         )
 
     # -- memory ------------------------------------------------------------------------------------

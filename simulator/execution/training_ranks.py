@@ -31,15 +31,17 @@ from typing import TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
+from hardware_profiles.units import Seconds
 from reference_model.trace import ALL_TO_ALL_KINDS, COLLECTIVE_KINDS, Operator
 from simulator.execution import timeline
+from simulator.execution.draws import TAIL
 from simulator.execution.timeline import Times
 from simulator.execution.training import TrainingRun
 from simulator.workload.experts import place_experts, read_popularity, uniform_popularity
 from simulator.workload.layout import StageLayers
 from simulator.workload.skew import DrawnRows, Single, random_gate_sd
 from simulator.workload.state_tasks import is_state_collective
-from simulator.workload.task_graph import TaskGraph, collapsed
+from simulator.workload.task_graph import Stream, TaskGraph, collapsed
 
 Array = NDArray[np.float64]
 KeyT = TypeVar("KeyT", bound=Hashable)
@@ -204,6 +206,73 @@ def group_spans(
             parts.append(np.asarray(ends.max(axis=0), dtype=np.float32))
     shape = (len(pipeline_ranks), replicas, patterns, draws)
     return [np.concatenate(parts).reshape(shape) for parts in found]
+
+
+@dataclass(frozen=True, slots=True)
+class PairWaiting:
+    """Where the ranks of one group wait in the profiled pair, mean over draws."""
+
+    by_rank_s: Array
+    """[ranks], sorted."""
+    notify_s: Array
+    """[slots, all-to-alls of a slot], of a rank before each, mean over ranks."""
+    mean_ends_s: tuple[Seconds, Seconds]
+    """80% interval of what one rank waits before an all-to-all of its pair, on average."""
+    kernel_s: Array
+    """Likewise, of the all-to-all itself, the least of its notify kernel inside."""
+
+
+def pair_waiting(
+    pair: Blocks, ranks: Ranks, place: tuple[int, int], *, group: int, draws: int
+) -> PairWaiting:
+    """What the ranks of one group wait for each other in a pair.
+
+    Args:
+        place: (pipeline rank, replica) of the group.
+        group: its ranks.
+    """
+    axes = (group, 1, ranks.patterns, draws)
+    rows = RowsOfLayers(pair, ranks, [place])
+    took = durations(pair, ranks, [place], rows)
+    passed = timeline.each(
+        pair.graph,
+        ((each, each) for each in took),
+        pair.gap_s,
+        axes=axes,
+        rank_axis=0,
+        teams=ranks.teams,
+    )
+    waits, lasted = np.zeros((2, len(pair.graph.tasks), axes[0]), dtype=np.float32)
+    alone = np.zeros(axes, dtype=np.float32)
+    for number, (ready, start, _, end) in enumerate(passed):
+        waited = start - ready
+        waits[number] = waited.mean(axis=(1, 2, 3))
+        lasted[number] = (end - start).mean(axis=(1, 2, 3))
+        if pair.graph.tasks[number].stream is Stream.COMMUNICATION:
+            alone += waited
+    order = pair.graph.of_stream[Stream.COMMUNICATION]
+    parts: list[tuple[int, str]] = []
+    sums: list[tuple[float, float]] = []
+    for block in order.tolist():
+        task = pair.graph.tasks[block]
+        part = (task.layer, task.part)
+        found = (float(waits[block].mean()), float(lasted[block].mean()))
+        if parts and parts[-1] == part:
+            sums[-1] = (sums[-1][0] + found[0], found[1])
+        else:
+            parts.append(part)
+            sums.append(found)
+    each = np.array(sums).reshape(-1, 2)
+    slots = len(each) // 4 if len(each) % 4 == 0 and len(each) else 1
+    table = each.reshape(slots, -1, 2)
+    alone /= max(1, len(each))
+    low, high = np.quantile(alone, [TAIL, 1 - TAIL]).tolist()
+    return PairWaiting(
+        by_rank_s=np.sort(waits[order].sum(axis=0)),
+        notify_s=table[:, :, 0],
+        mean_ends_s=(low, high),
+        kernel_s=table[:, :, 1],
+    )
 
 
 def durations(

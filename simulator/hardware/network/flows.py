@@ -28,6 +28,7 @@ from simulator.hardware.network.routing import (
     Failure,
     Mask,
     Routes,
+    no_live_path,
     route,
     stack_paths,
     struck_resources,
@@ -240,10 +241,6 @@ class Network:
             carried += self._moved(group)
         return self.fabric.spread_over_links(carried, self._capacity)
 
-    def capacity(self) -> Floats:
-        """Bytes/s of each resource as it is now [resources]."""
-        return self._capacity.copy()
-
     # --- one solve an instant
 
     def _solve_this_instant(self) -> None:
@@ -316,7 +313,7 @@ class Network:
         for transfer, found in zip(arrivals, routes, strict=True):
             lost = np.flatnonzero(~found.reachable)
             if len(lost):
-                raise ValueError(f"fabric: {self._cut(transfer, lost)}")
+                raise ValueError(f"fabric: {self._cut_off(transfer.flows, lost)}")
             paths.append(found.paths)
             batch.append(np.broadcast_to(np.int32(len(transfers)), (len(transfer.flows),)))
             row.append(np.arange(len(transfer.flows), dtype=np.int32))
@@ -372,18 +369,13 @@ class Network:
             lost = ~found.reachable
             if lost.any():
                 keep[mine[lost]] = False
-                self.stalled.append(self._cut(transfer, of_flow[lost]))
+                self.stalled.append(self._cut_off(transfer.flows, of_flow[lost]))
         return numbers, keep
 
-    def _cut(self, transfer: FlowBatch, rows: Integers) -> str:
-        flows, per_node = transfer.flows, self.fabric.inputs.gpus_per_node
-        first = int(rows[0])
-        source, target = int(flows.source[first]), int(flows.destination[first])
-        return (
-            f"{len(rows)} of {len(flows)} flows cut off at {self.env.now:g} s: no live path from "
-            f"node{source // per_node}/gpu{source % per_node} to "
-            f"node{target // per_node}/gpu{target % per_node}"
-        )
+    def _cut_off(self, flows: Flows, lost: Integers) -> str:
+        source, target = int(flows.source[lost[0]]), int(flows.destination[lost[0]])
+        path = no_live_path(self.fabric, source, target)
+        return f"{len(lost)} of {len(flows)} flows cut off at {self.env.now:g} s: {path}"
 
     def _start(
         self,

@@ -119,6 +119,15 @@ def route(
     return Routes(paths, reachable)
 
 
+def no_live_path(fabric: Fabric, source: int, destination: int) -> str:
+    """What to say of two GPUs that the fabric no longer joins."""
+    ends = (
+        f"node{gpu // fabric.inputs.gpus_per_node}/gpu{gpu % fabric.inputs.gpus_per_node}"
+        for gpu in (source, destination)
+    )
+    return f"no live path from {' to '.join(ends)}"
+
+
 def _widened(paths: Indices, width: int) -> Indices:
     wider = np.empty((len(paths), width), dtype=np.int32, order="F")
     wider[:, : paths.shape[1]] = paths

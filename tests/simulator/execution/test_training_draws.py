@@ -21,7 +21,7 @@ from simulator.execution.training_draws import (
 from simulator.execution.training_ranks import RowsOfLayers, durations, group_spans
 from simulator.hardware.prediction import NORMAL_80, one_time
 from simulator.scenario.files import load_scenario
-from simulator.workload.task_graph import Stream, Task, TaskGraph
+from simulator.workload.task_graph import Stream, TaskGraph
 
 MAIN = "dualpipe_h800_2048"
 ALIKE = ("skew={setting: none, host_pause: {rate: {value: 0, low: 0, high: 1.0e-12, source: s}}}",)
@@ -442,9 +442,9 @@ def test_memory_goes_with_the_rows_that_are_held_and_workspace_with_the_most():
         _held_rows=lambda layers: (np.array([1.0, 1.25]), np.array([1.0, 2.0])),
     )
     more = 10 / 0.5 * 0.25 + 2 / 0.5 * 1.0
-    assert _Drawing._memory(drawing).tolist() == [[100.0, 100.0 + more]]
+    assert _Drawing.memory(drawing).tolist() == [[100.0, 100.0 + more]]
     drawing.skewed = False
-    assert _Drawing._memory(drawing).tolist() == [[100.0, 100.0]]
+    assert _Drawing.memory(drawing).tolist() == [[100.0, 100.0]]
 
 
 @pytest.mark.parametrize(("changes", "layers"), [("step", 1 + 2), ("micro_batch", 1 * 1 + 2 * 2)])
@@ -507,7 +507,7 @@ def test_actions_are_summed_by_work_and_replicas_averaged():
     )
     drawing = SimpleNamespace(
         run=SimpleNamespace(schedule=SimpleNamespace(ranks=2)),
-        samples=1, priors={}, _ends=lambda _: np.array([45.0]), _memory=lambda: None,
+        samples=1, priors={}, _ends=lambda _: np.array([45.0]), memory=lambda: None,
     )  # fmt: skip
     steps = [np.array([step]) for step in range(6)]
     found = _Drawing._drawn(drawing, steps, pipeline, None, None, waiting=None)
@@ -545,59 +545,3 @@ def replace_priors(drawing, **changes):
     again = _Drawing(drawing.run)
     again.priors |= changes
     return again
-
-
-def test_waiting_of_a_pair_is_that_before_its_all_to_alls_by_slot_and_by_rank(monkeypatch):
-    """Two GPUs wait for 1 to 4 s in two draws before the first kernel of a dispatch, not before its
-    second, and for two to four times that before the all-to-alls behind it. Its kernels take
-    50 and 10 s, the others 20 to 40 s. Compute, which waits longest, does not count."""
-    parts = ["compute", *("dispatch", "dispatch", "combine", "dispatch", "combine")]
-    layers = [0, 0, 0, 0, 1, 1]
-    tasks = [
-        Task(
-            operator=0,
-            stream=Stream.COMPUTE if part == "compute" else Stream.COMMUNICATION,
-            layer=layer,
-            micro_batch=0,
-            part=part,
-            overlapped=True,
-            collective=part != "compute",
-        )
-        for part, layer in zip(parts, layers, strict=True)
-    ]
-
-    def pair(tasks):
-        return SimpleNamespace(graph=TaskGraph("pair", ("moe",) * 2, (), tuple(tasks)), gap_s=None)
-
-    asked = []
-
-    def each(graph, durations, gap, *, axes, rank_axis, teams):
-        asked.append((list(durations), axes, rank_axis, teams))
-        one = np.array([[[[1.0, 2.0]]], [[[3.0, 4.0]]]])
-        of_tasks = [(99, 5), (1, 50), (0, 10), (2, 20), (3, 30), (4, 40)]
-        for times, took in of_tasks[: len(graph.tasks)]:
-            yield 7.0 + 0 * one, 7.0 + times * one, None, 7.0 + times * one + took
-
-    monkeypatch.setattr(timeline, "each", each)
-    monkeypatch.setattr(training_draws, "RowsOfLayers", lambda pair, ranks, places: places)
-    monkeypatch.setattr(
-        training_draws, "durations", lambda pair, ranks, places, rows: [places, rows]
-    )
-    drawing = SimpleNamespace(
-        run=SimpleNamespace(schedule=SimpleNamespace(ranks=16), layout=SimpleNamespace(group=2)),
-        samples=2,
-    )
-    ranks = SimpleNamespace(patterns=1, teams={"tensor": 1})
-    found = _Drawing._waiting(drawing, pair(tasks), ranks)
-    # The middle rank of the pipeline, on its first replica.
-    assert asked == [([([(8, 0)],) * 2] * 2, (2, 1, 1, 2), 0, {"tensor": 1})]
-    # Ten times 1.5 and 3.5 s on average over draws; 2.5 s over ranks.
-    assert found.by_rank_s.tolist() == [15.0, 35.0]
-    assert found.notify_s.tolist() == [[2.5, 5.0, 7.5, 10.0]]
-    assert found.kernel_s.tolist() == [[10.0, 20.0, 30.0, 40.0]]
-    # Of one rank 2.5, 5, 7.5 and 10 s on average over four all-to-alls: 0.3 steps of 2.5 s inside.
-    assert found.mean_ends_s == pytest.approx((2.5 + 0.75, 10 - 0.75), rel=1e-6)
-    # Three all-to-alls are of no slots of four.
-    assert _Drawing._waiting(drawing, pair(tasks[:-1]), ranks).notify_s.tolist() == [
-        [2.5, 5.0, 7.5]
-    ]

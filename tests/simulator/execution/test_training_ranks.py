@@ -1,12 +1,13 @@
 """Ranks wait at every all-to-all for the last of their group; worked out by hand."""
 
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
 from reference_model.trace import Operator
-from simulator.execution import timeline
+from simulator.execution import timeline, training_ranks
 from simulator.execution.training_ranks import (
     Ranks,
     RowsOfLayers,
@@ -15,6 +16,7 @@ from simulator.execution.training_ranks import (
     blocks_of,
     durations,
     group_spans,
+    pair_waiting,
     series_of,
 )
 from simulator.workload.skew import DrawnRows
@@ -211,3 +213,53 @@ def test_a_block_that_begins_with_a_collective_is_slower_by_its_kernels_alone():
     slow = replace(slower, slow=np.full((1, 1, 2, 1), 1.5, dtype=np.float32))
     # (3 + 1 + 0.2 x 0.5) s, of which a quarter, the kernels' share, takes half as long again.
     assert span(work, slow)[:, 0] == pytest.approx([4.1 * 1.125] * 2, rel=1e-6)
+
+
+def test_waiting_of_a_pair_is_that_before_its_all_to_alls_by_slot_and_by_rank(monkeypatch):
+    """Two GPUs wait for 1 to 4 s in two draws before the first kernel of a dispatch, not before its
+    second, and for two to four times that before the all-to-alls behind it. Its kernels take
+    50 and 10 s, the others 20 to 40 s. Compute, which waits longest, does not count."""
+    parts = ["compute", *("dispatch", "dispatch", "combine", "dispatch", "combine")]
+    layers = [0, 0, 0, 0, 1, 1]
+    tasks = [
+        Task(
+            operator=0,
+            stream=Stream.COMPUTE if part == "compute" else Stream.COMMUNICATION,
+            layer=layer,
+            micro_batch=0,
+            part=part,
+            overlapped=True,
+            collective=part != "compute",
+        )
+        for part, layer in zip(parts, layers, strict=True)
+    ]
+
+    def pair(tasks):
+        return SimpleNamespace(graph=TaskGraph("pair", ("moe",) * 2, (), tuple(tasks)), gap_s=None)
+
+    asked = []
+
+    def each(graph, durations, gap, *, axes, rank_axis, teams):
+        asked.append((list(durations), axes, rank_axis, teams))
+        one = np.array([[[[1.0, 2.0]]], [[[3.0, 4.0]]]])
+        of_tasks = [(99, 5), (1, 50), (0, 10), (2, 20), (3, 30), (4, 40)]
+        for times, took in of_tasks[: len(graph.tasks)]:
+            yield 7.0 + 0 * one, 7.0 + times * one, None, 7.0 + times * one + took
+
+    monkeypatch.setattr(timeline, "each", each)
+    monkeypatch.setattr(training_ranks, "RowsOfLayers", lambda pair, ranks, places: places)
+    monkeypatch.setattr(
+        training_ranks, "durations", lambda pair, ranks, places, rows: [places, rows]
+    )
+    ranks = SimpleNamespace(patterns=1, teams={"tensor": 1})
+    found = pair_waiting(pair(tasks), ranks, (8, 0), group=2, draws=2)
+    assert asked == [([([(8, 0)],) * 2] * 2, (2, 1, 1, 2), 0, {"tensor": 1})]
+    # Ten times 1.5 and 3.5 s on average over draws; 2.5 s over ranks.
+    assert found.by_rank_s.tolist() == [15.0, 35.0]
+    assert found.notify_s.tolist() == [[2.5, 5.0, 7.5, 10.0]]
+    assert found.kernel_s.tolist() == [[10.0, 20.0, 30.0, 40.0]]
+    # Of one rank 2.5, 5, 7.5 and 10 s on average over four all-to-alls: 0.3 steps of 2.5 s inside.
+    assert found.mean_ends_s == pytest.approx((2.5 + 0.75, 10 - 0.75), rel=1e-6)
+    # Three all-to-alls are of no slots of four.
+    some = pair_waiting(pair(tasks[:-1]), ranks, (8, 0), group=2, draws=2)
+    assert some.notify_s.tolist() == [[2.5, 5.0, 7.5]]
