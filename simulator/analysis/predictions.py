@@ -189,8 +189,3 @@ def judge(
         measured: {what a prediction is about: its measured value}
     """
     return [(line, measured[line.about]) for line in lines if line.about in measured]
-
-
-def is_only_added_to(before: str, now: str) -> bool:
-    """Whether the text of a ledger now is what it was, with nothing but lines after it."""
-    return now.startswith(before) and (not before or before.endswith("\n"))

@@ -187,19 +187,6 @@ def decode_load(
     return IterationLoad(model, batches, busy=job.gpus - idle_gpus)
 
 
-def prefill_pass(
-    model: ServingModel,
-    tokens: int,
-    prompt: int,
-    *,
-    cached: int = 0,
-    group_tokens: int | None = None,
-) -> ServingStep:
-    """One prefill pass (see `prefill_load`)."""
-    load = prefill_load(model, tokens, prompt, cached=cached, group_tokens=group_tokens)
-    return iteration(load)
-
-
 def prefill_load(
     model: ServingModel,
     tokens: int,

@@ -163,7 +163,6 @@ def check_serving_job(scenario, changes):
     ):
         faster = step(f"cluster.{path}={2 * value / 1e9} GB/s")
         assert faster.step.step_s <= result.step.step_s * (1 + 1e-9), path
-    assert result.draws.ideal_s == result.step.step_s
     if any("max_over_mean" in change for change in changes):
         assert result.draws.expected_s > result.step.step_s
 

@@ -14,7 +14,7 @@ from simulator.execution.fleet.simulation import decode_at, prepare_fleet
 from simulator.execution.progress import unwatched
 from simulator.execution.serving_draws import expected_s
 from simulator.execution.serving_run import ServingRun
-from simulator.execution.serving_step import decode_step, prefill_pass
+from simulator.execution.serving_step import decode_step, iteration, prefill_load
 from simulator.scenario.files import load_scenario
 from simulator.workload.serving_memory import micro_batch_tokens
 
@@ -45,7 +45,7 @@ def test_step_times_between_grid_points_are_near_those_of_the_model() -> None:
     models = simulation.models
     direct = expected_s(decode_step(models["decode"], 88, 4989 + 1))
     assert decode.decode_step_s(88, 4989) == pytest.approx(direct, rel=0.02)
-    direct = expected_s(prefill_pass(models["prefill"], 12_288, 3072))
+    direct = expected_s(iteration(prefill_load(models["prefill"], 12_288, 3072)))
     assert prefill.prefill_pass_s(12_288, 1536) == pytest.approx(direct, rel=0.05)
 
 
