@@ -34,10 +34,11 @@ import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
+from dataclasses import astuple
 from functools import cache, partial
 from itertools import pairwise
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor, distributed
@@ -84,37 +85,6 @@ faster begins as much earlier than the others as it ever will."""
 _FEWEST = 6
 _LEAST_REST = 0.01
 """Of compute's time: shorter rests move no clock."""
-
-
-class Whole(NamedTuple):
-    """One of the three, of one rank."""
-
-    what: str
-    tokens: int
-    programs: int
-    seconds: float
-    spread: float
-    exposed: float
-    """Seconds; not a number for communication alone."""
-
-
-class OperatorTime(NamedTuple):
-    """An operator in the order of a stream, of one rank."""
-
-    tokens: int
-    programs: int
-    stream: str
-    name: str
-    phase: str
-    kind: str
-    sizes: str
-    dtype: str
-    paired: float
-    """Seconds in the pair."""
-    alone: float
-    """Without transfers; of a transfer, without compute."""
-    beside: float
-    """With the other stream beside it all the time; not a number where that was not measured."""
 
 
 # -- one rank --------------------------------------------------------------------------------------
@@ -176,10 +146,10 @@ def _noted(
 
 
 def _measure(
-    rank: int, ranks: int, config: ModelConfig, order: tuple[Part, ...],
+    rank: int, ranks: int, config: ModelConfig, order: tuple[Part, ...], model: str,
     sizes: tuple[tuple[int, int], ...], programs: tuple[int, ...], seconds: float, backend: str,
-) -> dict[str, Any]:  # fmt: skip
-    """All runs of one process."""
+) -> list[tuple[Any, ...]]:  # fmt: skip
+    """All runs of one process, as the fields of their rows."""
     device = rank_device(backend)
     recipe = Recipe("fp8", choose_kernels(None, device))
     layers = build_layers(
@@ -189,8 +159,15 @@ def _measure(
         config, layers=len(layers), tokens=max(map(math.prod, sizes)),
         ranks=ranks, programs=max(programs), device=device,
     )  # fmt: skip
-    wholes: list[Whole] = []
-    operators: list[OperatorTime] = []
+    sms = 1
+    if device.type == "cuda":
+        sms = torch.cuda.get_device_properties(device).multi_processor_count
+    common = {
+        "model": model, "layers": len(layers), "ranks": ranks, "rank": rank,
+        "set": f"dsv3sim_{recipe.kernels}", "launch": "graph" if backend == "nccl" else "eager",
+    }  # fmt: skip
+    place = {"sms": sms, "source": device_source(device), "common": common}
+    rows: list[KernelTiming] = []
     with torch.no_grad():
         for sequences, context in sizes:
             tokens = sequences * context
@@ -202,24 +179,18 @@ def _measure(
             for count in programs:
                 if memory is not None:
                     memory.programs = count
+                of_run = place | {"tokens": tokens, "programs": count}
                 with _sms_left(count, device):
-                    found, times = _one(pair, memory, tokens, count, seconds, device)
-                wholes += found
-                operators += times
+                    found, exposed = _one(pair, memory, of_run, seconds, device)
+                rows += found
                 if rank == 0:
-                    shown = ", ".join(f"{w.what} {w.seconds:.4e} s" for w in found)
-                    exposed = f"exposed {found[0].exposed:.4e} s"
-                    print(f"{tokens} tokens, {count} SMs: {shown}, {exposed}", flush=True)
-    sms = 1
-    if device.type == "cuda":
-        sms = torch.cuda.get_device_properties(device).multi_processor_count
-    return {
-        "wholes": [tuple(whole) for whole in wholes],
-        "operators": [tuple(operator) for operator in operators],
-        "source": device_source(device),
-        "kernels": recipe.kernels,
-        "sms": sms,
-    }
+                    wholes = [row for row in found if row.kind in (PAIR, COMPUTE, COMMUNICATION)]
+                    shown = ", ".join(f"{row.kind} {row.seconds:.4e} s" for row in wholes)
+                    print(
+                        f"{tokens} tokens, {count} SMs: {shown}, exposed {exposed:.4e} s",
+                        flush=True,
+                    )
+    return [astuple(row) for row in rows]
 
 
 def _pair_of(
@@ -262,15 +233,19 @@ def _sms_left(programs: int, device: torch.device) -> Any:
 
 
 def _one(
-    pair: Callable[..., Any], memory: Any, tokens: int, programs: int, seconds: float,
+    pair: Callable[..., Any], memory: Any, of_run: Mapping[str, Any], seconds: float,
     device: torch.device,
-) -> tuple[list[Whole], list[OperatorTime]]:  # fmt: skip
-    """The three runs of one number of SMs, and the operators' times."""
+) -> tuple[list[KernelTiming], float]:  # fmt: skip
+    """Rows of the three runs of one number of SMs and of the operators, and exposed seconds.
+
+    Args:
+        of_run: what all rows have in common, as `whole_row` takes it.
+    """
     together = _time(RankStep(pair, device), seconds)
     still = partial(pair, moving=memory is None)
     alone: Means
     beside: Means = {}
-    others: list[Whole] = []
+    others: list[KernelTiming] = []
     if memory is None:
         paired, compute = _noted((pair, still), device)
         alone = means(*compute)
@@ -283,8 +258,8 @@ def _one(
         communicate = partial(_communicate, transfers)
         of_transfers = _time(RankStep(communicate, device), seconds)
         others = [
-            Whole(COMPUTE, tokens, programs, *apart, 0.0),
-            Whole(COMMUNICATION, tokens, programs, *of_transfers, math.nan),
+            whole_row(COMPUTE, *apart, exposed=0.0, **of_run),
+            whole_row(COMMUNICATION, *of_transfers, exposed=None, **of_run),
         ]
         turns = torch.tensor(math.ceil(apart[0] / of_transfers[0]) + 1, device=device)
         distributed.all_reduce(turns, op=distributed.ReduceOp.MAX)
@@ -300,16 +275,17 @@ def _one(
         _, alone, beside = _alone_and_beside(compute, *streams)
         del kept, transfers
     exposed = _idle_s(*paired) - _idle_s(*compute)
-    found = [
-        OperatorTime(
-            tokens, programs, stream, name, phase, kind, sizes, dtype, seconds_paired,
-            alone.get((stream, name, phase), _MISSING)[0],
-            beside.get((stream, name, phase), _MISSING)[0],
+    operators = [
+        operator_row(
+            key,
+            *found,
+            alone=alone.get(key, _MISSING)[0],
+            beside=beside.get(key, _MISSING)[0],
+            **of_run,
         )
-        for (stream, name, phase), (seconds_paired, kind, sizes, dtype)
-        in means(*paired).items()
-    ]  # fmt: skip
-    return [Whole(PAIR, tokens, programs, *together, exposed), *others], found
+        for key, found in means(*paired).items()
+    ]
+    return [whole_row(PAIR, *together, exposed=exposed, **of_run), *others, *operators], exposed
 
 
 def _alone_and_beside(
@@ -437,69 +413,75 @@ def measure_pair(
         return
     ran = run_ranks(
         _measure,
-        (config, order, tuple(lacking), programs, seconds, backend),
+        (config, order, model, tuple(lacking), programs, seconds, backend),
         ranks=ranks, backend=backend, timeout_s=timeout_s,
     )  # fmt: skip
-    append_rows(pair_rows(ran, model=model, layers=layers_of(order), backend=backend), out)
-
-
-def pair_rows(
-    results: Sequence[dict[str, Any]], *, model: str, layers: int, backend: str
-) -> list[KernelTiming]:
-    """What each rank measured, as rows."""
-    rows = []
-    for rank, result in enumerate(results):
-        common = {
-            "model": model, "layers": layers, "ranks": len(results),
-            "rank": rank, "set": f"dsv3sim_{result['kernels']}",
-            "launch": "graph" if backend == "nccl" else "eager",
-        }  # fmt: skip
-        place = {"source": result["source"], "sms": result["sms"], "common": common}
-        rows += [_whole_row(Whole(*whole), **place) for whole in result["wholes"]]
-        rows += [_operator_row(OperatorTime(*o), **place) for o in result["operators"]]
-    return rows
+    append_rows([KernelTiming(*fields) for of_rank in ran for fields in of_rank], out)
 
 
 def _whole_sizes(programs: int, tokens: int) -> str:
     return pairs_text([("communication_sms", programs), ("tokens", tokens)])
 
 
-def _whole_row(whole: Whole, *, source: str, sms: int, common: dict[str, Any]) -> KernelTiming:
-    values = common | {"timing": "events", "statistic": "median"}
-    if not math.isnan(whole.exposed):
-        values["exposed_s"] = f"{whole.exposed:.4g}"
+def whole_row(
+    what: str, seconds: float, spread: float, *, exposed: float | None, tokens: int, programs: int,
+    sms: int, source: str, common: Mapping[str, Any],
+) -> KernelTiming:  # fmt: skip
+    """A pair, its compute or its communication, of one rank.
+
+    Args:
+        exposed: seconds; None for communication alone.
+        programs: SMs of communication, of `sms`.
+        common: conditions of all rows of the rank.
+    """
+    values = {**common, "timing": "events", "statistic": "median"}
+    if exposed is not None:
+        values["exposed_s"] = f"{exposed:.4g}"
     return KernelTiming(
-        kind=whole.what,
-        sizes=_whole_sizes(whole.programs, whole.tokens),
+        kind=what,
+        sizes=_whole_sizes(programs, tokens),
         dtype="fp8_e4m3",
         sms=sms,
-        seconds=whole.seconds,
-        spread=whole.spread,
+        seconds=seconds,
+        spread=spread,
         source=source,
         conditions=pairs_text(values.items()),
     )
 
 
-def _operator_row(
-    operator: OperatorTime, *, source: str, sms: int, common: dict[str, Any]
-) -> KernelTiming:
-    values = common | {
+def operator_row(
+    key: tuple[str, str, str], seconds: float, kind: str, sizes: str, dtype: str, *, alone: float,
+    beside: float, tokens: int, programs: int, sms: int, source: str, common: Mapping[str, Any],
+) -> KernelTiming:  # fmt: skip
+    """An operator in the order of a stream, of one rank.
+
+    Args:
+        key: stream, name and phase.
+        seconds: in the pair.
+        alone: without transfers; of a transfer, without compute.
+        beside: with the other stream beside it all the time; not a number where that was not
+            measured.
+        programs, common: as of `whole_row`.
+    """
+    stream, name, phase = key
+    values = {
+        **common,
         "timing": "clock",
         "statistic": "mean",
-        "tokens": operator.tokens,
-        "communication_sms": operator.programs,
-        "stream": operator.stream,
-        "phase": operator.phase,
-        "operator": operator.name,
-        "alone_s": f"{operator.alone:.4g}",
-        "beside_s": f"{operator.beside:.4g}",
+        "tokens": tokens,
+        "communication_sms": programs,
+        "stream": stream,
+        "phase": phase,
+        "operator": name,
+        "alone_s": f"{alone:.4g}",
+        "beside_s": f"{beside:.4g}",
     }
     return KernelTiming(
-        kind=operator.kind,
-        sizes=operator.sizes,
-        dtype=operator.dtype,
-        sms=operator.programs if operator.stream == COMMUNICATION else sms - operator.programs,
-        seconds=operator.paired,
+        kind=kind,
+        sizes=sizes,
+        dtype=dtype,
+        sms=programs if stream == COMMUNICATION else sms - programs,
+        seconds=seconds,
         spread=0.0,
         source=source,
         conditions=pairs_text(values.items()),

@@ -7,8 +7,9 @@ import pytest
 from reference_model.config import load_model_config
 from reference_model.measure_pair import (
     measure_pair,
-    pair_rows,
+    operator_row,
     rest_of_compute,
+    whole_row,
 )
 from tests.reference_model.test_pair import order
 
@@ -33,14 +34,17 @@ def test_a_pair_on_two_cpus_fills_a_table(tmp_path):
 
 
 def test_rows_say_what_ran_beside_and_on_how_many_sms():
-    result = {
-        "wholes": [("pair", 4096, 20, 0.05, 0.01, 0.0002), ("communication", 4096, 20, 0.007, 0.02,
-                                                             float("nan"))],
-        "operators": [(4096, 20, "compute", "q", "forward", "gemm", "k=8;m=4;n=2", "fp8_e4m3",
-                       1.1e-4, 1e-4, 1.2e-4)],
-        "source": "here", "kernels": "mixed", "sms": 132,
+    of_run = {
+        "tokens": 4096, "programs": 20, "sms": 132, "source": "here",
+        "common": {"model": "debug", "layers": 1, "ranks": 1, "rank": 0, "set": "dsv3sim_mixed",
+                   "launch": "graph"},
     }  # fmt: skip
-    pair, communication, gemm = pair_rows([result], model="debug", layers=1, backend="nccl")
+    pair = whole_row("pair", 0.05, 0.01, exposed=0.0002, **of_run)
+    communication = whole_row("communication", 0.007, 0.02, exposed=None, **of_run)
+    gemm = operator_row(
+        ("compute", "q", "forward"), 1.1e-4, "gemm", "k=8;m=4;n=2", "fp8_e4m3",
+        alone=1e-4, beside=1.2e-4, **of_run,
+    )  # fmt: skip
     common = "launch=graph;layers=1;model=debug"
     assert pair.cells() == (
         "pair", "communication_sms=20;tokens=4096", "fp8_e4m3", "132", "0.05", "0.01", "here",
