@@ -216,7 +216,7 @@ def _profile(options: argparse.Namespace) -> None:
     from reference_model.measure_grid import WORKLOADS
     from reference_model.precision import Recipe
     from reference_model.profiling import profile_layer, save_profile
-    from reference_model.recorder import LAYERS, Workload
+    from reference_model.recorder import LAYERS
     from reference_model.trace import PHASES
 
     if options.layer not in LAYERS:
@@ -225,7 +225,7 @@ def _profile(options: argparse.Namespace) -> None:
     config = load_model_config(options.config)
     for note in size_notes(config):
         print(note)
-    workload = Workload(**WORKLOADS["train"])
+    workload = WORKLOADS["train"]
     try:
         operators, outside, trace = profile_layer(
             config, options.layer, workload, recipe=recipe, seed=options.seed

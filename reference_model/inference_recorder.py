@@ -33,11 +33,10 @@ from reference_model.recorder import (
     POINTS,
     UNSEEN,
     OperatorRecorder,
-    Workload,
     prepare_weights,
     solve_layer,
 )
-from reference_model.trace import LAYER_KINDS, OperatorTemplate, OperatorTrace
+from reference_model.trace import LAYER_KINDS, OperatorTemplate, OperatorTrace, Workload
 
 INFERENCE_JOBS = ("prefill", "decode")
 

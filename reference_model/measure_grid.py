@@ -5,12 +5,12 @@ each kind, a grid around their sizes, from which a cost model interpolates. GEMM
 of the model's weights, forward, input gradient and weight gradient.
 """
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 from reference_model.config import ModelConfig
 from reference_model.measure import TimingRequest
-from reference_model.trace import TRACE_FOLDER, WHOLE, Operator, OperatorTrace, load_trace
+from reference_model.trace import TRACE_FOLDER, WHOLE, Operator, OperatorTrace, Workload, load_trace
 
 ROWS = (16, 32, 64, 128, 256, 512, 1024, 2048, 4096, 8192, 16384)
 """Rows (tokens) of the dense grid."""
@@ -30,31 +30,31 @@ _NOT_MEASURED = frozenset(
 # prefill of EP32 with 16K tokens per GPU in two micro-batches of 4K prompts, and decode of EP128
 # with 128 requests per GPU in two micro-batches of 4K context (profile-data's README). Tokens
 # received are the expected distinct (token, rank) pairs of a gate that keeps 4 of 8 groups.
-WORKLOADS: dict[str, dict[str, int]] = {
-    "train": {
-        "tokens": 4096,
-        "context": 4096,
-        "sequences": 1,
-        "expert_rows": 32768,
-        "received_rows": 30592,
-        "local_experts": 4,
-    },
-    "prefill": {
-        "tokens": 8192,
-        "context": 4096,
-        "sequences": 2,
-        "expert_rows": 65536,
-        "received_rows": 57344,
-        "local_experts": 9,
-    },
-    "decode": {
-        "tokens": 64,
-        "context": 4096,
-        "sequences": 64,
-        "expert_rows": 512,
-        "received_rows": 512,
-        "local_experts": 2,
-    },
+WORKLOADS: Mapping[str, Workload] = {
+    "train": Workload(
+        tokens=4096,
+        context=4096,
+        sequences=1,
+        expert_rows=32768,
+        received_rows=30592,
+        local_experts=4,
+    ),
+    "prefill": Workload(
+        tokens=8192,
+        context=4096,
+        sequences=2,
+        expert_rows=65536,
+        received_rows=57344,
+        local_experts=9,
+    ),
+    "decode": Workload(
+        tokens=64,
+        context=4096,
+        sequences=64,
+        expert_rows=512,
+        received_rows=512,
+        local_experts=2,
+    ),
 }
 
 
@@ -123,7 +123,7 @@ def narrowed(
 
 def sustained_requests(config: ModelConfig) -> list[TimingRequest]:
     """The main kernels, which draw the most power, at their training sizes."""
-    tokens, heads = WORKLOADS["train"]["tokens"], config.num_attention_heads
+    tokens, heads = WORKLOADS["train"].tokens, config.num_attention_heads
     sizes = {
         "sequences": 1,
         "query_length": tokens,
@@ -132,7 +132,7 @@ def sustained_requests(config: ModelConfig) -> list[TimingRequest]:
         "qk_dim": config.qk_head_dim,
         "v_dim": config.v_head_dim,
     }
-    rows, groups = WORKLOADS["train"]["expert_rows"], WORKLOADS["train"]["local_experts"]
+    rows, groups = WORKLOADS["train"].expert_rows, WORKLOADS["train"].local_experts
     hidden, intermediate = config.hidden_size, config.moe_intermediate_size
     decode = {
         "sequences": 64,
@@ -188,9 +188,9 @@ def trace_operators(model: str) -> list[Operator]:
     return distinct(o for o in operators if o.kind not in _NOT_MEASURED)
 
 
-def _at_workload(trace: OperatorTrace, workload: dict[str, int]) -> Iterator[Operator]:
+def _at_workload(trace: OperatorTrace, workload: Workload) -> Iterator[Operator]:
     for layer_kind, phase in trace.templates:
-        yield from trace.operators(layer_kind, phase, **workload)
+        yield from trace.operators(layer_kind, phase, workload)
 
 
 def distinct(operators: Iterable[Operator]) -> list[Operator]:
@@ -355,7 +355,7 @@ def elementwise_operators(operators: Sequence[Operator]) -> list[Operator]:
         counted = "rows" if "rows" in sizes else "tokens" if "tokens" in sizes else None
         if counted is None or o.kind == "expert_mapping":
             continue
-        expert = sizes[counted] > max(w["tokens"] for w in WORKLOADS.values())
+        expert = sizes[counted] > max(w.tokens for w in WORKLOADS.values())
         for rows in EXPERT_ROWS if expert else TOKEN_ROWS:
             changed = sizes | {counted: rows}
             if "positions" in sizes:

@@ -22,8 +22,8 @@ from reference_model.gpu import local_view, use_kernels
 from reference_model.measure import require_hopper
 from reference_model.operators import NAMESPACE
 from reference_model.precision import Recipe
-from reference_model.recorder import LAYERS, Layer, OperatorRecorder, Workload, prepare_weights
-from reference_model.trace import Operator
+from reference_model.recorder import LAYERS, Layer, OperatorRecorder, prepare_weights
+from reference_model.trace import Operator, Workload
 
 _DEVICE_EVENTS = frozenset({"kernel", "gpu_memcpy", "gpu_memset"})
 _MICRO = 1e-6

@@ -11,7 +11,7 @@ import dataclasses
 from collections.abc import Iterator, Mapping, Sequence
 from fractions import Fraction
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -29,11 +29,11 @@ from reference_model.split import WHOLE, Split, part_of
 from reference_model.trace import (
     LAYER_KINDS,
     PHASES,
-    VARIABLES,
     Affine,
     Operator,
     OperatorTemplate,
     OperatorTrace,
+    Workload,
 )
 
 
@@ -68,17 +68,6 @@ class OperatorRecorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
 
 # -- one layer -------------------------------------------------------------------------------------
-
-
-class Workload(NamedTuple):
-    """A value for each variable of a trace (see trace.py)."""
-
-    tokens: int
-    context: int
-    sequences: int
-    expert_rows: int
-    received_rows: int
-    local_experts: int
 
 
 def record_layer(
@@ -426,7 +415,7 @@ def solve_affine(values: Sequence[int], unseen: int, *, what: str, split: Split 
     affine = Affine(
         constant=constant,
         coefficients=tuple(
-            sorted((name, c) for name, c in zip(VARIABLES, coefficients, strict=True) if c)
+            sorted((name, c) for name, c in zip(Workload._fields, coefficients, strict=True) if c)
         ),
     )
     predicted = affine.at(unseen_point._asdict())

@@ -1,18 +1,9 @@
 """Operator traces: recorded templates that give the operators of a micro-batch of any size.
 
-An `OperatorTemplate` is an `Operator` (kinds.py) with every size an affine function of the workload
-variables (`VARIABLES`), so that one recording serves every micro-batch. An `OperatorTrace` holds
+An `OperatorTemplate` is an `Operator` (kinds.py) with every size an affine function of the
+variables of a `Workload`, so that one recording serves every micro-batch. An `OperatorTrace` holds
 the templates of each layer kind and phase in issue order, and lives on disk as JSON lines: a
 header, then one line an operator. Free of torch.
-
-Variables
-    tokens          tokens of one micro-batch on one rank
-    context         tokens of one sequence (training: tokens = sequences x context)
-    sequences       sequences of one micro-batch
-    expert_rows     rows of all local experts together, one for each (token, local expert) pair
-    received_rows   tokens that dispatch delivers to this rank, one for each (token, rank) pair: a
-                    token that chose two local experts travels once and is then expanded
-    local_experts   routed experts held by this rank
 """
 
 from __future__ import annotations
@@ -25,7 +16,7 @@ from dataclasses import dataclass, field, replace
 from difflib import get_close_matches
 from functools import cache, lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from reference_model.formats import BITS, TILE
 from reference_model.kinds import (
@@ -50,13 +41,13 @@ __all__ = [
     "RECOMPUTATIONS",
     "TILE",
     "TRACE_FOLDER",
-    "VARIABLES",
     "WHOLE",
     "Affine",
     "Operator",
     "OperatorTemplate",
     "OperatorTrace",
     "Split",
+    "Workload",
     "load_trace",
     "part_of",
     "save_trace",
@@ -66,14 +57,23 @@ __all__ = [
     "user_trace_folder",
 ]
 
-VARIABLES = (
-    "tokens",
-    "context",
-    "sequences",
-    "expert_rows",
-    "received_rows",
-    "local_experts",
-)
+
+class Workload(NamedTuple):
+    """A value for each variable of a trace: what one rank works on in one micro-batch."""
+
+    tokens: int
+    context: int
+    """Tokens of one sequence (training: tokens = sequences x context)."""
+    sequences: int
+    expert_rows: int
+    """Rows of all local experts together, one for each (token, local expert) pair."""
+    received_rows: int
+    """Tokens that dispatch delivers to this rank, one for each (token, rank) pair: a token that
+    chose two local experts travels once and is then expanded."""
+    local_experts: int
+    """Routed experts held by this rank."""
+
+
 LAYER_KINDS = ("embedding", "dense", "moe", "mtp", "head")
 MTP_ALONE = ("head.add_input_grads",)
 """Operators of other layers that are there for multi-token prediction alone: the head adds the
@@ -142,7 +142,7 @@ class Affine:
     """Sorted (variable, coefficient) pairs, none of them zero."""
 
     def at(self, variables: Mapping[str, int]) -> int:
-        """The value at `variables`, a value for every one of `VARIABLES`."""
+        """The value at `variables`, a value for each variable of a `Workload`."""
         # A sum over a generator takes four times as long, and traces are evaluated often.
         value = self.constant
         for name, coefficient in self.coefficients:
@@ -165,7 +165,7 @@ class OperatorTemplate:
     accumulate: bool
 
     def at(self, variables: Mapping[str, int]) -> Operator:
-        """The operator at `variables`, a value for every one of `VARIABLES`."""
+        """The operator at `variables`, a value for each variable of a `Workload`."""
         return Operator(
             name=self.name,
             kind=self.kind,
@@ -202,57 +202,19 @@ class OperatorTrace:
     what it keeps till its backward, after "recompute" what the input gradient needs where that is
     more, after "input_grad" what the weight gradient still needs."""
 
-    def operators(
-        self,
-        layer_kind: str,
-        phase: str,
-        *,
-        tokens: int,
-        context: int,
-        sequences: int,
-        expert_rows: int,
-        received_rows: int,
-        local_experts: int,
-    ) -> list[Operator]:
+    def operators(self, layer_kind: str, phase: str, workload: Workload) -> list[Operator]:
         """Operators of one layer in issue order. An empty list where the phase issues none.
 
         Raises ValueError for a layer kind or phase that the trace does not hold."""
-        variables = {
-            "tokens": tokens,
-            "context": context,
-            "sequences": sequences,
-            "expert_rows": expert_rows,
-            "received_rows": received_rows,
-            "local_experts": local_experts,
-        }
+        variables = workload._asdict()
         return [template.at(variables) for template in self._section(layer_kind, phase)]
 
-    def saved_bytes(
-        self,
-        layer_kind: str,
-        phase: str,
-        *,
-        tokens: int,
-        context: int,
-        sequences: int,
-        expert_rows: int,
-        received_rows: int,
-        local_experts: int,
-    ) -> int:
+    def saved_bytes(self, layer_kind: str, phase: str, workload: Workload) -> int:
         """Activation bytes that one layer of a micro-batch keeps after `phase` (see `saved`)."""
         self._section(layer_kind, phase)
         if (layer_kind, phase) not in self.saved:
             return 0
-        return self.saved[layer_kind, phase].at(
-            {
-                "tokens": tokens,
-                "context": context,
-                "sequences": sequences,
-                "expert_rows": expert_rows,
-                "received_rows": received_rows,
-                "local_experts": local_experts,
-            }
-        )
+        return self.saved[layer_kind, phase].at(workload._asdict())
 
     def beside(self, others: Iterable[OperatorTrace]) -> OperatorTrace:
         """This trace with the layers of others that recompute something else, as kinds of their
@@ -303,7 +265,7 @@ def save_trace(trace: OperatorTrace, path: Path) -> None:
         "job": trace.job,
         "recipe": trace.recipe,
         **({"recompute": trace.recompute} if trace.recompute != "published" else {}),
-        "variables": list(VARIABLES),
+        "variables": list(Workload._fields),
         **({} if trace.split == WHOLE else trace.split._asdict()),
         "check": _check_of(text),
     }
@@ -468,8 +430,8 @@ def _affine_from_json(value: Any) -> Affine:
         )
     if isinstance(value, int):
         return Affine(constant=value)
-    unknown = sorted(set(value) - {*VARIABLES, "constant"})
+    unknown = sorted(set(value) - {*Workload._fields, "constant"})
     if unknown:
-        raise ValueError(f"variables {unknown} are not among {list(VARIABLES)}")
+        raise ValueError(f"variables {unknown} are not among {list(Workload._fields)}")
     coefficients = sorted((name, c) for name, c in value.items() if name != "constant")
     return Affine(constant=value.get("constant", 0), coefficients=tuple(coefficients))

@@ -26,7 +26,7 @@ from hardware_profiles.schema import (
     load_gpu,
 )
 from hardware_profiles.units import Seconds, unit_factor
-from reference_model.trace import TRACE_FOLDER, Operator, load_trace
+from reference_model.trace import TRACE_FOLDER, Operator, Workload, load_trace
 from simulator.calibration.table_files import read_columns
 from simulator.calibration.table_mappings import (
     Array,
@@ -192,12 +192,14 @@ def _sums(model: KernelCostModel, timed: TimedModules) -> Array:
         every = trace.operators(
             "moe",
             "forward",
-            tokens=round(timed.tokens[line]),
-            context=round(timed.context[line]),
-            sequences=round(timed.sequences[line]),
-            expert_rows=0,
-            received_rows=0,
-            local_experts=1,
+            Workload(
+                tokens=round(timed.tokens[line]),
+                context=round(timed.context[line]),
+                sequences=round(timed.sequences[line]),
+                expert_rows=0,
+                received_rows=0,
+                local_experts=1,
+            ),
         )
         kernels = [
             op for op in every if any(fnmatchcase(op.name, of) for of in timed.rules.kernels)

@@ -62,7 +62,7 @@ def operators_of(trace: OperatorTrace, load: Load) -> OperatorsOf:
     def lookup(layer_kind: str, phase: str) -> Operators:
         key = (layer_kind, phase)
         if key not in known:
-            known[key] = trace.operators(layer_kind, phase, **load.variables())
+            known[key] = trace.operators(layer_kind, phase, load.workload)
         return known[key]
 
     return lookup

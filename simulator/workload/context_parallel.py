@@ -56,15 +56,15 @@ def operators_of_part(trace: OperatorTrace, load: Load, ranks: int) -> Operators
     if ranks == 1:
         return operators_of(trace, load)
     known: dict[tuple[str, str], Sequence[Operator]] = {}
-    own = load.variables()
-    everyone = own | {"tokens": ranks * load.tokens}
+    own = load.workload
+    everyone = own._replace(tokens=ranks * load.tokens)
 
     def lookup(layer_kind: str, phase: str) -> Sequence[Operator]:
         key = (layer_kind, phase)
         if key not in known:
             known[key] = _split(
-                trace.operators(layer_kind, phase, **own),
-                trace.operators(layer_kind, phase, **everyone),
+                trace.operators(layer_kind, phase, own),
+                trace.operators(layer_kind, phase, everyone),
                 load,
                 ranks,
             )

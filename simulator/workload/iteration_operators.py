@@ -75,16 +75,8 @@ def layer_operators(
     def recorded(tokens: int, sequences: int) -> list[Operator]:
         # Prefill is recorded over whole prompts: query and context are one variable there.
         context = load.context if trace.job == "decode" else load.query_length
-        return trace.operators(
-            kind,
-            "forward",
-            tokens=tokens,
-            context=context,
-            sequences=sequences,
-            expert_rows=load.expert_rows,
-            received_rows=load.received_rows,
-            local_experts=load.local_experts,
-        )
+        workload = load.workload._replace(tokens=tokens, context=context, sequences=sequences)
+        return trace.operators(kind, "forward", workload)
 
     operators = recorded(load.tokens, load.sequences)
     if split.groups:

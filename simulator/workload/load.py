@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
+from reference_model.trace import Workload
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Load:
@@ -37,13 +39,14 @@ class Load:
         """One token of each sequence."""
         return replace(self, tokens=self.sequences, group_tokens=self.group_sequences)
 
-    def variables(self) -> dict[str, int]:
-        """The variables of an operator trace, of this GPU."""
-        return {
-            "tokens": self.tokens,
-            "context": self.context,
-            "sequences": self.sequences,
-            "expert_rows": self.expert_rows,
-            "received_rows": self.received_rows,
-            "local_experts": self.local_experts,
-        }
+    @property
+    def workload(self) -> Workload:
+        """Of this GPU, as an operator trace takes it."""
+        return Workload(
+            self.tokens,
+            self.context,
+            self.sequences,
+            self.expert_rows,
+            self.received_rows,
+            self.local_experts,
+        )

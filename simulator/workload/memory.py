@@ -242,10 +242,10 @@ def layer_memory(
         matrices = _by_matrix(operators(kind, WEIGHT_GRAD))
         kept = {name: kept_bytes(group) for name, group in matrices.items()}
         # GPUs that share sequences keep operands of all their tokens for some matrices.
-        own = trace.operators(kind, WEIGHT_GRAD, **load.variables())
+        own = trace.operators(kind, WEIGHT_GRAD, load.workload)
         beyond = sum(kept.values()) - kept_bytes(own)
-        saved = trace.saved_bytes(kind, FORWARD, **load.variables())
-        again = trace.saved_bytes(kind, RECOMPUTE, **load.variables())
+        saved = trace.saved_bytes(kind, FORWARD, load.workload)
+        again = trace.saved_bytes(kind, RECOMPUTE, load.workload)
         return LayerMemory(
             parameters=layer_parameters(
                 config,
@@ -255,7 +255,7 @@ def layer_memory(
                 split=trace.split,
             ),
             saved=saved,
-            deferred=trace.saved_bytes(kind, INPUT_GRAD, **load.variables()) + beyond,
+            deferred=trace.saved_bytes(kind, INPUT_GRAD, load.workload) + beyond,
             kept=kept,
             weight_flops={
                 matrix: sum(o.flops for o in group) for matrix, group in matrices.items()

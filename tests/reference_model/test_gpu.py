@@ -14,7 +14,8 @@ from reference_model.measure import TimingRequest, time_request
 from reference_model.measure_grid import ALL_SMS, WORKLOADS, gemm_operator, grouped
 from reference_model.precision import Recipe
 from reference_model.profiling import profile_layer
-from reference_model.recorder import LAYERS, Workload, record_layer
+from reference_model.recorder import LAYERS, record_layer
+from reference_model.trace import Workload
 
 pytestmark = [
     pytest.mark.gpu,
@@ -96,7 +97,7 @@ def test_weight_gradients_of_uneven_experts(kernels):
     [("moe", "triton"), *((kind, "library") for kind in LAYERS)],
 )
 def test_a_full_size_layer_issues_on_cuda_what_it_issues_on_meta(layer_kind, kernels):
-    config, workload = load_model_config("deepseek_v3"), Workload(**WORKLOADS["train"])
+    config, workload = load_model_config("deepseek_v3"), WORKLOADS["train"]
     operators, outside, _ = profile_layer(
         config, layer_kind, workload, recipe=Recipe("fp8", kernels), seed=0
     )

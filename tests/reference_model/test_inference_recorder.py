@@ -12,8 +12,8 @@ from reference_model.inference_recorder import (
 )
 from reference_model.model import Transformer
 from reference_model.precision import Recipe
-from reference_model.recorder import OperatorRecorder, Workload
-from reference_model.trace import LAYER_KINDS, TRACE_FOLDER, load_trace
+from reference_model.recorder import OperatorRecorder
+from reference_model.trace import LAYER_KINDS, TRACE_FOLDER, Workload, load_trace
 
 FP8 = Recipe("fp8", "reference")
 WORK = Workload(
@@ -40,11 +40,8 @@ def test_nothing_but_views_runs_outside_the_custom_operators(kind, job):
 
 def moe_operators(job, **sizes):
     trace = load_trace(TRACE_FOLDER / f"deepseek_v3.{job}.jsonl")
-    values = {
-        "tokens": 64, "context": 4096, "sequences": 64, "expert_rows": 512,
-        "received_rows": 0, "local_experts": 2,
-    }  # fmt: skip
-    return {op.name: op for op in trace.operators("moe", "forward", **(values | sizes))}
+    workload = Workload(64, 4096, 64, 512, 0, 2)._replace(**sizes)
+    return {op.name: op for op in trace.operators("moe", "forward", workload)}
 
 
 def test_a_decode_layer_has_the_products_of_the_absorbed_form():
@@ -81,17 +78,17 @@ def test_operators_on_a_cpu_are_those_on_the_meta_device():
     with OperatorRecorder() as recorder:
         inference.decode(tokens[:, 4:], torch.tensor([4, 4, 4]), caches)
     trace = load_trace(TRACE_FOLDER / "debug.decode.jsonl")
-    sizes = {
-        "tokens": 3,
-        "context": 8,
-        "sequences": 3,
-        "expert_rows": 3 * config.num_experts_per_tok,
-        "received_rows": 0,
-        "local_experts": config.n_routed_experts,
-    }
+    work = Workload(
+        tokens=3,
+        context=8,
+        sequences=3,
+        expert_rows=3 * config.num_experts_per_tok,
+        received_rows=0,
+        local_experts=config.n_routed_experts,
+    )
     dense, moe = config.first_k_dense_replace, config.num_moe_layers
     layers = ["embedding"] + ["dense"] * dense + ["moe"] * moe + ["head"]
-    expected = [op for kind in layers for op in trace.operators(kind, "forward", **sizes)]
+    expected = [op for kind in layers for op in trace.operators(kind, "forward", work)]
     issued = recorder.recorded
     # The very first norm adds no update.
     assert issued[1].kind == "rmsnorm"

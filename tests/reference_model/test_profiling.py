@@ -18,8 +18,8 @@ from reference_model.profiling import (
     save_profile,
     split_kernels,
 )
-from reference_model.recorder import Workload, record_layer
-from reference_model.trace import Operator
+from reference_model.recorder import record_layer
+from reference_model.trace import Operator, Workload
 from reference_model.train import Training, TrainingSettings
 
 FIXTURE = Path(__file__).parent / "data" / "moe_layer_h200.json"
@@ -36,7 +36,7 @@ def on_meta() -> list[dict]:
     recorded = record_layer(
         load_model_config("deepseek_v3"),
         "moe",
-        Workload(**WORKLOADS["train"]),
+        WORKLOADS["train"],
         recipe=Recipe("fp8", "reference"),
     ).recorded
     return [

@@ -18,15 +18,16 @@ from reference_model.trace import (
     PHASES,
     RECOMPUTATIONS,
     TRACE_FOLDER,
+    Workload,
     load_trace,
     trace_name,
 )
 
 TOKENS, ROWS, RECEIVED = 4096, 32768, 30000
-LOAD = {
-    "tokens": TOKENS, "context": TOKENS, "sequences": 1, "expert_rows": ROWS,
-    "received_rows": RECEIVED, "local_experts": 4,
-}  # fmt: skip
+LOAD = Workload(
+    tokens=TOKENS, context=TOKENS, sequences=1, expert_rows=ROWS,
+    received_rows=RECEIVED, local_experts=4,
+)  # fmt: skip
 HIDDEN, HEADS = 7168, 128
 
 
@@ -90,7 +91,7 @@ def test_the_last_norms_are_recomputed_unless_nothing_is(recompute):
 
 
 def flops(trace, kind, *phases):
-    return sum(o.flops for phase in phases for o in trace.operators(kind, phase, **LOAD))
+    return sum(o.flops for phase in phases for o in trace.operators(kind, phase, LOAD))
 
 
 @pytest.mark.parametrize("kind", ["dense", "moe"])
@@ -112,7 +113,7 @@ def test_each_choice_costs_the_flops_of_what_it_repeats(traces, kind):
 @pytest.mark.parametrize("kind", ["dense", "moe"])
 def test_each_choice_keeps_the_bytes_of_what_it_does_not_repeat(traces, kind):
     """Per token, between the forward of a layer and its backward."""
-    kept = {choice: trace.saved_bytes(kind, "forward", **LOAD) for choice, trace in traces.items()}
+    kept = {choice: trace.saved_bytes(kind, "forward", LOAD) for choice, trace in traces.items()}
     stream = 2 * HIDDEN
     # Both normed inputs and the stream between them for what attention added; queries, keys, and
     # values with the part of the keys that they lie beside; latents, normed and not, for the joint
@@ -126,16 +127,16 @@ def test_each_choice_keeps_the_bytes_of_what_it_does_not_repeat(traces, kind):
     out = HEADS * 128 * 12 // 8 + 4 * HEADS + 4 * HEADS
     assert kept["published"] - kept["attention"] == TOKENS * out
     assert kept["layer"] == TOKENS * stream
-    assert traces["layer"].saved_bytes(kind, "recompute", **LOAD) == kept["none"]
+    assert traces["layer"].saved_bytes(kind, "recompute", LOAD) == kept["none"]
 
 
 def test_a_layer_that_is_recomputed_repeats_its_forward_but_the_combine(traces):
-    forward = traces["none"].operators("moe", "forward", **LOAD)
-    again = traces["layer"].operators("moe", "recompute", **LOAD)
+    forward = traces["none"].operators("moe", "forward", LOAD)
+    again = traces["layer"].operators("moe", "recompute", LOAD)
     assert [o.name for o in again] == [o.name for o in forward[:-1]]
     assert forward[-1].name == "moe.combine"
     assert all(o.recompute for o in again)
-    assert [p for p in PHASES if traces["none"].operators("moe", p, **LOAD) == []] == ["recompute"]
+    assert [p for p in PHASES if traces["none"].operators("moe", p, LOAD) == []] == ["recompute"]
 
 
 def test_choices_nest():

@@ -13,13 +13,12 @@ from reference_model.parameter_counts import parameter_counts, training_flops_pe
 from reference_model.precision import RECIPES, Recipe
 from reference_model.recorder import (
     OperatorRecorder,
-    Workload,
     prepare_weights,
     record_layer,
     record_trace,
     solve_affine,
 )
-from reference_model.trace import LAYER_KINDS, PHASES, TRACE_FOLDER, load_trace
+from reference_model.trace import LAYER_KINDS, PHASES, TRACE_FOLDER, Workload, load_trace
 
 FP8 = Recipe("fp8", "reference")
 OWN = {path.name.partition(".")[0] for path in TRACE_FOLDER.glob("*.train.jsonl")}
@@ -115,7 +114,7 @@ def test_model_flops_of_a_trace_equal_the_formula_of_its_config(config):
     model = executed = 0
     for kind, count in layers.items():
         for phase in PHASES:
-            for operator in trace.operators(kind, phase, **workload._asdict()):
+            for operator in trace.operators(kind, phase, workload):
                 if not operator.name.startswith("gate.proj"):
                     model += count * operator.model_flops
                     executed += count * operator.flops

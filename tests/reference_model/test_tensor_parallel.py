@@ -9,7 +9,7 @@ from reference_model.config import load_model_config
 from reference_model.model import Transformer
 from reference_model.precision import Recipe
 from reference_model.ranks import run_ranks
-from reference_model.recorder import Workload, record_layer, record_trace
+from reference_model.recorder import record_layer, record_trace
 from reference_model.split import WHOLE, Split
 from reference_model.tensor_parallel import part_of_weight, take_part
 from reference_model.trace import (
@@ -17,6 +17,7 @@ from reference_model.trace import (
     LAYER_KINDS,
     PHASES,
     TRACE_FOLDER,
+    Workload,
     load_trace,
     trace_name,
 )
@@ -98,10 +99,7 @@ V3 = load_model_config("deepseek_v3")
 
 
 def operators_of(trace, kind, phase, *, own, rows):
-    return trace.operators(
-        kind, phase, tokens=own, context=TOKENS, sequences=1, expert_rows=rows,
-        received_rows=own * 4, local_experts=4,
-    )  # fmt: skip
+    return trace.operators(kind, phase, Workload(own, TOKENS, 1, rows, own * 4, 4))
 
 
 @pytest.mark.parametrize("ranks", [2, 4, 8])
@@ -191,10 +189,7 @@ def test_shipped_traces_of_parts_equal_a_new_recording(ranks, recipe):
 def test_a_rank_keeps_latents_of_its_own_tokens_and_heads_for_all():
     """Dense layer of DeepSeek-V3 after its forward, by hand, 4,096 tokens over 2 ranks."""
     trace = load_trace(TRACE_FOLDER / "deepseek_v3.tp2.train.jsonl")
-    saved = trace.saved_bytes(
-        "dense", "forward", tokens=2048, context=4096, sequences=1, expert_rows=0,
-        received_rows=0, local_experts=0,
-    )  # fmt: skip
+    saved = trace.saved_bytes("dense", "forward", Workload(2048, 4096, 1, 0, 0, 0))
     stream = 2 * 2048 * 7168 * 2  # residual and what attention added, BF16
     latents = 2048 * (1536 + 512 + 64) * 2
     columns = 64 * 128  # of attention's output: 12 bits each, an FP32 scale for 128 of them

@@ -11,19 +11,20 @@ from reference_model.trace import (
     Affine,
     OperatorTemplate,
     OperatorTrace,
+    Workload,
     load_trace,
     save_trace,
     user_cache_folder,
 )
 
-WORKLOAD = {
-    "tokens": 4096,
-    "context": 4096,
-    "sequences": 1,
-    "expert_rows": 32768,
-    "received_rows": 30679,
-    "local_experts": 4,
-}
+WORKLOAD = Workload(
+    tokens=4096,
+    context=4096,
+    sequences=1,
+    expert_rows=32768,
+    received_rows=30679,
+    local_experts=4,
+)
 
 
 def small_trace():
@@ -41,19 +42,19 @@ def small_trace():
 
 
 def test_templates_become_operators_of_a_workload():
-    (q_a,) = small_trace().operators("moe", "forward", **WORKLOAD)
+    (q_a,) = small_trace().operators("moe", "forward", WORKLOAD)
     assert q_a["m"] == 2 * 4096 + 3
     assert q_a.recompute
-    assert small_trace().operators("moe", "weight_grad", **WORKLOAD) == []
-    assert small_trace().saved_bytes("moe", "forward", **WORKLOAD) == 7 + 5 * 32768
-    assert small_trace().saved_bytes("moe", "input_grad", **WORKLOAD) == 0
+    assert small_trace().operators("moe", "weight_grad", WORKLOAD) == []
+    assert small_trace().saved_bytes("moe", "forward", WORKLOAD) == 7 + 5 * 32768
+    assert small_trace().saved_bytes("moe", "input_grad", WORKLOAD) == 0
 
 
 def test_an_unknown_layer_kind_or_phase_is_named():
     with pytest.raises(ValueError, match=r"layer kind 'dense' is not one of \['moe'\]"):
-        small_trace().operators("dense", "forward", **WORKLOAD)
+        small_trace().operators("dense", "forward", WORKLOAD)
     with pytest.raises(ValueError, match="phase 'backward' is not one of"):
-        small_trace().operators("moe", "backward", **WORKLOAD)
+        small_trace().operators("moe", "backward", WORKLOAD)
 
 
 def test_a_trace_survives_the_disk(tmp_path):
@@ -108,7 +109,7 @@ def test_a_moe_layer_of_the_recorded_trace_has_the_gemms_of_the_published_profil
     gemms = {
         (phase, o.name): (o["m"], o["n"], o["k"])
         for phase in ("forward", "input_grad", "weight_grad")
-        for o in trace.operators("moe", phase, **WORKLOAD)
+        for o in trace.operators("moe", phase, WORKLOAD)
         if o.kind == "gemm" and not o.recompute
     }
     assert gemms["forward", "attention.q_a_proj"] == (4096, 1536, 7168)

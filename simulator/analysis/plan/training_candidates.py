@@ -228,7 +228,7 @@ class LayerFacts:
         for each in self.stacked(shapes):
             ones = np.ones(len(each.shapes))
             saved, again = (
-                each.trace.saved_bytes(kind, phase, **each.load.variables()) * ones
+                each.trace.saved_bytes(kind, phase, each.load.workload) * ones
                 for phase in (FORWARD, RECOMPUTE)
             )
             largest = np.zeros(len(each.shapes))

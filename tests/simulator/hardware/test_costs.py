@@ -23,7 +23,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hardware_profiles.schema import load_calibration, load_cluster, load_gpu
-from reference_model.trace import KINDS, TRACE_FOLDER, load_trace
+from reference_model.trace import KINDS, TRACE_FOLDER, Workload, load_trace
 from simulator.hardware.costs import COST_MODELS, KernelCostModel, NotCalibrated
 from simulator.hardware.kernels.families import calibration_measurements, operator_of
 from simulator.hardware.kernels.roofline import batch_of, is_tensor, least_seconds
@@ -36,19 +36,19 @@ ROUNDING = 1e-9
 
 
 TRACE = load_trace(TRACE_FOLDER / "deepseek_v3.train.jsonl")
-LOAD = {
-    "tokens": 4096,
-    "context": 4096,
-    "sequences": 1,
-    "expert_rows": 32768,
-    "received_rows": 30679,
-    "local_experts": 4,
-}
+LOAD = Workload(
+    tokens=4096,
+    context=4096,
+    sequences=1,
+    expert_rows=32768,
+    received_rows=30679,
+    local_experts=4,
+)
 
 
 def operators_of(trace, load):
     return sorted(
-        {op for layer, phase in trace.templates for op in trace.operators(layer, phase, **load)},
+        {op for layer, phase in trace.templates for op in trace.operators(layer, phase, load)},
         key=lambda op: (op.kind, op.sizes, op.name, op.phase),
     )
 
@@ -56,14 +56,14 @@ def operators_of(trace, load):
 MODEL_OPERATORS = operators_of(TRACE, LOAD)
 DECODE_OPERATORS = operators_of(
     load_trace(TRACE_FOLDER / "deepseek_v3.decode.jsonl"),
-    {
-        "tokens": 128,
-        "context": 4096,
-        "sequences": 128,
-        "expert_rows": 1024,
-        "received_rows": 1024,
-        "local_experts": 9,
-    },
+    Workload(
+        tokens=128,
+        context=4096,
+        sequences=128,
+        expert_rows=1024,
+        received_rows=1024,
+        local_experts=9,
+    ),
 )
 
 

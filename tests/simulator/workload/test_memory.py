@@ -275,11 +275,11 @@ def test_a_layer_defers_what_its_backward_saves_and_operands_of_other_gpus_token
 
     saved = {"forward": 200, "recompute": 300, "input_grad": 1000}
     trace = SimpleNamespace(
-        operators=lambda kind, phase, **_: [product(54)],
-        saved_bytes=lambda kind, phase, **_: saved[phase],
+        operators=lambda kind, phase, _: [product(54)],
+        saved_bytes=lambda kind, phase, _: saved[phase],
         split=None,
     )
-    load = SimpleNamespace(variables=dict, local_experts=0)
+    load = SimpleNamespace(workload=None, local_experts=0)
     found = layer_memory(V3, trace, operators, load, ["moe"])["moe"]
     assert (found.saved, found.deferred, found.workspace) == (200, 1000 + 80 - 50, 7 + 100)
     assert (sum(found.kept.values()), sum(found.weight_flops.values())) == (80, 6)
