@@ -41,7 +41,7 @@ class Load:
 
     @property
     def workload(self) -> Workload:
-        """Of this GPU, as an operator trace takes it."""
+        """Variables of an operator trace for this GPU."""
         return Workload(
             self.tokens,
             self.context,
