@@ -56,9 +56,6 @@ less than a tile of rows says nothing."""
 WITH_ROWS = ("moe", "mtp")
 """Kinds of layers with routed experts."""
 
-_OfRanks = tuple[dict[int, int], Series]
-"""({pipeline rank: place among those that run a chunk}, what it takes there)"""
-
 MOST_HELD = 16
 """Layers, and replicas, of which rows are drawn to see how much memory they take."""
 
@@ -243,32 +240,28 @@ class _Drawing:
         full = self._run(self._seconds(series) + self._pauses())
         return np.asarray(self._ends(full) + optimizer.max(axis=0))
 
-    def _known(self, spans: Mapping[ChunkKey, Array]) -> dict[ChunkKey, _OfRanks]:
+    def _known(self, spans: Mapping[ChunkKey, Array]) -> dict[ChunkKey, Series]:
         """Every chunk as long as it is known to be, on all ranks.
 
         Args:
             spans: {chunk: [1, 1, draws]}
         """
-        return {
-            key: (dict.fromkeys(users, 0), Series.known(spans[key]))
-            for key, users in self.users.items()
-        }
+        return {key: Series.known(spans[key], users) for key, users in self.users.items()}
 
     def _of_groups(
         self, blocks: Mapping[ChunkKey, Blocks], cases: Sequence[Ranks]
-    ) -> tuple[list[dict[ChunkKey, _OfRanks]], dict[ChunkKey, Array]]:
+    ) -> tuple[list[dict[ChunkKey, Series]], dict[ChunkKey, Array]]:
         """What the chunks of each group take in each case; and {chunk: [1, 1, draws]} what each
         takes on the slowest group of the last case."""
-        of_cases: list[dict[ChunkKey, _OfRanks]] = [{} for _ in cases]
+        of_cases: list[dict[ChunkKey, Series]] = [{} for _ in cases]
         slowest = {}
         for key, users in self.users.items():
-            places = {rank: place for place, rank in enumerate(users)}
             spans = [
                 self._in_pipeline(key, self._together(spans))
                 for spans in group_spans(blocks[key], cases, users)
             ]
             for found, of_case in zip(spans, of_cases, strict=True):
-                of_case[key] = places, series_of(found)
+                of_case[key] = series_of(found, users)
             slowest[key] = spans[-1].max(axis=(0, 1, 2)).astype(np.float64)[None, None]
         return of_cases, slowest
 
@@ -492,7 +485,7 @@ class _Drawing:
 
     # -- pipeline ----------------------------------------------------------------------------------
 
-    def _seconds(self, series: Mapping[ChunkKey, tuple[Mapping[int, int], Series]]) -> Array:
+    def _seconds(self, series: Mapping[ChunkKey, Series]) -> Array:
         rng = np.random.default_rng([self.seed, 4])
         return action_seconds(series, self.keys, rng=rng)
 

@@ -450,18 +450,20 @@ def _rng(seed: int, *what: object) -> np.random.Generator:
 class Series:
     """How long the chunks of each group take in a step; [pipeline ranks, replicas, draws]."""
 
+    places: Mapping[int, int]
+    """{pipeline rank that runs them: its place among the first axis}"""
     mean: Array
     """What all chunks of a group have in common."""
     spread: Array
     """What a chunk takes more or less than that, as often one as the other."""
 
     @classmethod
-    def known(cls, seconds: Array) -> Series:
-        """Chunks that all take the same."""
-        return cls(seconds, np.zeros_like(seconds))
+    def known(cls, seconds: Array, ranks: Sequence[int]) -> Series:
+        """Chunks that all take the same on all of some ranks: [1, replicas, draws]."""
+        return cls(dict.fromkeys(ranks, 0), seconds, np.zeros_like(seconds))
 
 
-def series_of(spans: Single) -> Series:
+def series_of(spans: Single, ranks: Sequence[int]) -> Series:
     """Tell what the chunks of a group have in common from what differs between them.
 
     With two patterns a and b of each group the variance of one is (a - b)^2 / 2, and so is twice
@@ -470,11 +472,13 @@ def series_of(spans: Single) -> Series:
 
     Args:
         spans: [pipeline ranks, replicas, patterns, draws].
+        ranks: which these are.
     """
+    places = {rank: place for place, rank in enumerate(ranks)}
     values = spans.astype(np.float64)
     mean = values.mean(axis=2)
     if values.shape[2] == 1:
-        return Series(mean, np.zeros_like(mean))
+        return Series(places, mean, np.zeros_like(mean))
     half = np.abs(values[:, :, 0] - values[:, :, 1]) / 2
     of_chance = (half**2).mean(axis=(0, 1))
     over = mean.mean(axis=(0, 1))
@@ -482,11 +486,12 @@ def series_of(spans: Single) -> Series:
     between = mean.var(axis=(0, 1)) * groups / max(groups - 1, 1)
     kept = np.sqrt(np.clip(1 - of_chance / np.where(between > 0, between, np.inf), 0, 1))
     kept = np.where(between > 0, kept, 1.0)
-    return Series(over + kept * (mean - over), np.broadcast_to(np.sqrt(2 * of_chance), mean.shape))
+    spread = np.broadcast_to(np.sqrt(2 * of_chance), mean.shape)
+    return Series(places, over + kept * (mean - over), spread)
 
 
 def action_seconds(
-    series: Mapping[KeyT, tuple[Mapping[int, int], Series]],
+    series: Mapping[KeyT, Series],
     keys: Sequence[Sequence[KeyT]],
     *,
     rng: np.random.Generator,
@@ -494,16 +499,16 @@ def action_seconds(
     """[actions, replicas, draws], seconds of every action of every replica.
 
     Args:
-        series: {chunk: ({pipeline rank: place among those that run it}, series)}.
+        series: of each chunk.
         keys: [rank][action], chunk of the action.
     """
     found = []
     for rank, row in enumerate(keys):
         distinct = {key: number for number, key in enumerate(dict.fromkeys(row))}
         chosen = np.array([distinct[key] for key in row])
-        parts = [(series[key][1], series[key][0][rank]) for key in distinct]
-        mean = np.stack([one.mean[place] for one, place in parts])
-        spread = np.stack([one.spread[place] for one, place in parts])
+        parts = [series[key] for key in distinct]
+        mean = np.stack([one.mean[one.places[rank]] for one in parts])
+        spread = np.stack([one.spread[one.places[rank]] for one in parts])
         signs = rng.integers(2, size=(len(row), *mean.shape[1:]), dtype=np.int8) * 2 - 1
         found.append(np.maximum(mean[chosen] + signs * spread[chosen], 0.0))
     return np.concatenate(found)

@@ -155,19 +155,20 @@ def test_what_chunks_have_in_common_is_told_from_chance():
     # Of two groups the patterns are 9, 11 and 19, 21: means 10 and 20, and (a - b)^2 / 2 = 2 of
     # chance in each, 1 in its mean. Means vary by 50, of which 49 are no chance.
     spans = np.array([[[9.0], [11.0]], [[19.0], [21.0]]]).reshape(2, 1, 2, 1)
-    found = series_of(spans.astype(np.float32))
+    found = series_of(spans.astype(np.float32), [3, 5])
+    assert found.places == {3: 0, 5: 1}
     drawn = 5 * np.sqrt(49 / 50)
     assert found.mean[:, 0, 0] == pytest.approx([15 - drawn, 15 + drawn])
     assert found.spread[:, 0, 0] == pytest.approx([np.sqrt(2)] * 2)
-    lasting = series_of(spans[:, :, :1].astype(np.float32))
+    lasting = series_of(spans[:, :, :1].astype(np.float32), [3, 5])
     assert (lasting.mean[:, 0, 0].tolist(), lasting.spread.max()) == ([9.0, 19.0], 0.0)
 
 
 def test_every_action_takes_its_chunks_time_more_or_less():
     mean = np.array([10.0, 20.0]).reshape(2, 1, 1)
     series = {
-        "F": ({0: 0, 1: 1}, Series(mean, np.ones_like(mean))),
-        "B": ({1: 0}, Series.known(mean)),
+        "F": Series({0: 0, 1: 1}, mean, np.ones_like(mean)),
+        "B": Series.known(mean, [1]),
     }
     keys = [["F"] * 200, ["F", "B"]]
     seconds = action_seconds(series, keys, rng=np.random.default_rng(0))
