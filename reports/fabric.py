@@ -304,8 +304,8 @@ def collective_events(result: CollectiveResult) -> Iterator[dict[str, Any]]:
     that waits for it, and counters of what all flows and the hottest links carry."""
     numbers = count(1)
     for process, variant in enumerate(result.variants, 1):
-        first = variant.operations[0]
-        yield from name_process(process, f"{first.topology} of {first.gpus:,} GPUs")
+        topology, gpus = variant.fabric.topology, variant.operations[0].gpus
+        yield from name_process(process, f"{topology} of {gpus:,} GPUs")
         for thread, operation in enumerate(variant.operations):
             track, name = (process, thread), operation.name
             yield from name_thread(track, name)

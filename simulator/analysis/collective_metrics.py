@@ -64,7 +64,7 @@ def _kind(transport: TransportProfile) -> str:
 def _rows(variants: Sequence[VariantResult]) -> list[dict[str, Any]]:
     """One row per operation of each variant; its bandwidth over that under adaptive routing is
     None where no variant with that routing is otherwise the same."""
-    rows = [_row(operation) for variant in variants for operation in variant.operations]
+    rows = [_row(variant, operation) for variant in variants for operation in variant.operations]
     same = ("operation", "algorithm", "topology", "gpus", "groups", "size_bytes")
     adaptive = {
         tuple(row[name] for name in same): row["mean_gpu_s"]
@@ -78,12 +78,13 @@ def _rows(variants: Sequence[VariantResult]) -> list[dict[str, Any]]:
     return rows
 
 
-def _row(operation: OperationResult) -> dict[str, Any]:
+def _row(variant: VariantResult, operation: OperationResult) -> dict[str, Any]:
+    fabric = variant.fabric
     return {
         "operation": operation.name,
         "algorithm": operation.algorithm,
-        "topology": operation.topology,
-        "routing": operation.routing,
+        "topology": fabric.topology,
+        "routing": fabric.inputs.routing,
         "gpus": operation.gpus,
         "groups": operation.groups,
         "group_gpus": operation.group_gpus,

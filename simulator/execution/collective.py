@@ -39,8 +39,6 @@ class OperationResult:
 
     name: str
     algorithm: str
-    topology: str
-    routing: str
     gpus: int
     groups: int
     """Groups that do the same at once."""
@@ -237,8 +235,6 @@ def _outcome(work: Work, fabric: Fabric) -> OperationResult:
     return OperationResult(
         name=work.name,
         algorithm=work.form,
-        topology=fabric.topology,
-        routing=fabric.inputs.routing,
         gpus=work.gpus,
         groups=work.groups,
         size_bytes=float(work.size),
