@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import heapq
 import math
-from operator import attrgetter
 
 from simulator.execution.fleet.live_request import LiveRequest
 
@@ -41,8 +40,8 @@ class DecodeBatch:
         self.size = [0] * ranks
         """[rank], requests."""
         self.total = 0
-        self.residents: list[dict[LiveRequest, None]] = [{} for _ in range(ranks)]
-        """[rank], its requests, first joined first."""
+        self.residents: list[dict[tuple[int, int], LiveRequest]] = [{} for _ in range(ranks)]
+        """[rank], its requests by their order, first joined first."""
         self.base: list[float] = [0] * ranks
         """[rank], KV tokens of its requests at step 0, had they all been there: the part of its KV
         cache that steps leave as it is."""
@@ -103,7 +102,7 @@ class DecodeBatch:
         live.leave_step = self.step + math.ceil(live.remaining / self.tokens_per_step)
         self.size[rank] += 1
         self.total += 1
-        self.residents[rank][live] = None
+        self.residents[rank][live.order] = live
         base = live.kv_tokens - self.tokens_per_step * self.step
         self.base[rank] += base
         self._total_base += base
@@ -148,13 +147,14 @@ class DecodeBatch:
 
     def last_joined(self, rank: int) -> LiveRequest:
         """The rank's request to preempt first: least urgent, then latest arrival."""
-        return max(self.residents[rank], key=attrgetter("order"))
+        residents = self.residents[rank]
+        return residents[max(residents)]
 
     def _drop(self, live: LiveRequest) -> None:
         rank = live.rank
         self.size[rank] -= 1
         self.total -= 1
-        del self.residents[rank][live]
+        del self.residents[rank][live.order]
         base = live.kv_tokens - self.tokens_per_step * live.join_step
         self.base[rank] -= base
         self._total_base -= base

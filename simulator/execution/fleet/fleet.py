@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Generator, Mapping, Sequence
-from itertools import takewhile
 from typing import Any
 
 import numpy as np
@@ -93,6 +92,8 @@ class _Fleet:
         self._log = log
         self._first = first
         self._first_arrived_s = math.inf
+        self._without_token: list[LiveRequest] = []
+        """Those of the first requests that had no token when the last of them arrived."""
         self._watch = watch
         self._requests = expected_requests(job.requests)
         requests, thinking = np.random.default_rng(seed).spawn(2)
@@ -176,6 +177,8 @@ class _Fleet:
             self._accounts.end(live, reason)
         if self._accounts.arrived == self._first:
             self._first_arrived_s = self._env.now
+            inside = self._accounts.inside
+            self._without_token = [live for live in inside if live.first_token_s == NEVER]
             self._log.first_arrived(self._env.now)
 
     def _reason_to_reject(self, request: Request) -> Outcome | None:
@@ -272,11 +275,13 @@ class _Fleet:
     def _first_known(self) -> bool:
         """Whether each of the first requests has its first token or has ended, and the iterations
         in which the last of them arrived are over."""
-        first = self._first
-        if first is None or self._first_arrived_s == math.inf:
+        if self._first_arrived_s == math.inf:
             return False
-        inside = takewhile(lambda live: live.request.index < first, self._accounts.inside)
-        return all(live.first_token_s != NEVER for live in inside) and all(
+        # Mostly the last one waits longest.
+        waiting = self._without_token
+        while waiting and waiting[-1].first_token_s != NEVER:
+            waiting.pop()
+        return not waiting and all(
             instance.iterating_since_s >= self._first_arrived_s
             for instance in self._router.instances
         )

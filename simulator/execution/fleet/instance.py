@@ -149,10 +149,10 @@ class Instance:
             return None
         loads = self.cache.loads()
         best = int(loads.argmin())
-        if self._fitting(live, (best,)):
+        # Mostly it has room, and the others need no order.
+        if self.fits(live, best):
             return best
-        fitting = self._fitting(live, range(self.spec.ranks))
-        return min(fitting, key=loads.__getitem__) if fitting else None
+        return self._first_fitting(live, loads.argsort(kind="stable").tolist())
 
     def expect(self, live: LiveRequest, rank: int) -> None:
         """Set KV cache aside for a request that will join."""
@@ -202,7 +202,7 @@ class Instance:
         queued = self.queue.clear()
         lost = self.cache.requests
         for live in lost:
-            if live in self.batch.residents[self.cache.rank_of(live)]:
+            if live.order in self.batch.residents[self.cache.rank_of(live)]:
                 self._leave_early(live, last_s)
             else:
                 self.cache.free(live)
@@ -216,7 +216,7 @@ class Instance:
         """The simulation ends: log the part of the present iteration that has been done."""
         self._break_off()
         for rank in range(self.spec.ranks):
-            for live in list(self.batch.residents[rank]):
+            for live in self.batch.residents[rank].values():
                 live.generated += self.batch.received(live)
 
     def _break_off(self) -> float:
@@ -438,14 +438,14 @@ class Instance:
 
     def fits(self, live: LiveRequest, rank: int) -> bool:
         """Whether a rank has KV cache and, if it decodes, a place in the batch for a request."""
-        return bool(self._fitting(live, (rank,)))
+        return self._first_fitting(live, (rank,)) is not None
 
-    def _fitting(self, live: LiveRequest, ranks: Sequence[int]) -> list[int]:
-        """Those of some ranks that have both."""
+    def _first_fitting(self, live: LiveRequest, ranks: Sequence[int]) -> int | None:
+        """The first of some ranks that has both, or None."""
         ahead = 0
         if self._iteration is not None and self.decodes:
             ahead = self._iteration.steps_done(self.env.now) + 1
-        return self.cache.fitting(
+        return self.cache.first_fitting(
             ranks,
             self._need(live),
             more=int(self.decodes and live.request.output_tokens > 1),

@@ -135,10 +135,11 @@ class KvCache:
 
     # Room
 
-    def fitting(
+    def first_fitting(
         self, ranks: Sequence[int], need: float, *, more: int, ahead: int, watermark: float
-    ) -> list[int]:
-        """Those of some ranks that have a place in the batch and ``need`` tokens for a newcomer.
+    ) -> int | None:
+        """The first of some ranks that has a place in the batch and ``need`` tokens for a newcomer,
+        or None.
 
         Args:
             more: 1 for a newcomer whose next token needs room too, else 0.
@@ -154,7 +155,6 @@ class KvCache:
         need += slack
         whole, most = self.capacity, self._max_batch
         rest = whole * (1 - watermark)
-        found = []
         for rank in ranks:
             size = sizes[rank]
             decoding = size + expected[rank]
@@ -164,8 +164,8 @@ class KvCache:
             if counted:
                 used += base[rank] + each * size + slack * size
             if used + (need + per_token * (decoding + more)) <= (rest if used > 0 else whole):
-                found.append(rank)
-        return found
+                return rank
+        return None
 
     def steps_of_room(self) -> float:
         """Decode steps until the first rank is full; infinite where nothing grows."""

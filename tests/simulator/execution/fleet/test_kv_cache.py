@@ -1,5 +1,7 @@
 """The KV cache of an instance, as a fleet uses it."""
 
+from functools import partial
+
 import pytest
 from fleets import check_conservation, fixed_requests, make_job, pool, run
 
@@ -151,22 +153,34 @@ def test_a_cache_without_room_is_loaded_by_what_it_holds() -> None:
     assert cache.loads()[1] == 3.0
 
 
+def fitting_of(
+    cache: KvCache, need: float, *, more: int = 0, ahead: int = 0, watermark: float = 0.0
+) -> list[int]:
+    """Both ranks, or the one, that a newcomer fits."""
+    first = partial(cache.first_fitting, need=need, more=more, ahead=ahead, watermark=watermark)
+    fitting = [rank for rank in (0, 1) if first((rank,)) == rank]
+    # Of several the first is found, in whatever order they are asked.
+    assert first((0, 1)) == next(iter(fitting), None)
+    assert first((1, 0)) == next(iter(fitting[::-1]), None)
+    return fitting
+
+
 def test_a_watermark_keeps_a_part_of_the_cache_free_of_newcomers() -> None:
     """Of 100 tokens 20 are in use and the next needs one; a tenth stays free, so that 69 fit and 70
     do not."""
     cache = cache_of(100)
     for need, fitting in ((69, [0, 1]), (70, [1])):
-        assert cache.fitting((0, 1), need, more=0, ahead=0, watermark=0.1) == fitting
-    assert cache.fitting((0,), 79, more=0, ahead=0, watermark=0.0) == [0]
+        assert fitting_of(cache, need, watermark=0.1) == fitting
+    assert fitting_of(cache, 79) == [0, 1]
     # An empty rank gives all it has.
-    assert cache.fitting((1,), 100, more=0, ahead=0, watermark=0.1) == [1]
+    assert fitting_of(cache, 100, watermark=0.1) == [1]
 
 
 def test_a_newcomer_fits_where_the_next_tokens_of_all_have_room_too() -> None:
     """By then 2 steps have made 20 tokens 22, and each of two requests needs one: 76 are left."""
     cache = cache_of(100)
-    for need, fitting in ((76, [0]), (77, [])):
-        assert cache.fitting((0,), need, more=1, ahead=2, watermark=0.0) == fitting
+    for need, fitting in ((76, [0, 1]), (77, [1])):
+        assert fitting_of(cache, need, more=1, ahead=2) == fitting
 
 
 def test_a_full_batch_has_no_place_for_a_newcomer() -> None:
@@ -174,9 +188,9 @@ def test_a_full_batch_has_no_place_for_a_newcomer() -> None:
     cache = cache_of(100)
     coming = [LiveRequest(Request(number, 0.0, 1, 10)) for number in range(1, 4)]
     for live in coming:
-        assert cache.fitting((0, 1), 1, more=0, ahead=0, watermark=0.0) == [0, 1]
+        assert fitting_of(cache, 1) == [0, 1]
         cache.expect(live, 0, 1)
-    assert cache.fitting((0, 1), 1, more=0, ahead=0, watermark=0.0) == [1]
+    assert fitting_of(cache, 1) == [1]
 
 
 def test_what_a_decoded_request_frees_is_what_it_took_its_last_page_included() -> None:
