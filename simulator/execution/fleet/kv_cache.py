@@ -81,7 +81,7 @@ class KvCache:
         self.take(live, rank, tokens)
         self.expected[rank] += 1
         if loads is not None:
-            (loads[rank],) = self._loads_of(slice(rank, rank + 1))
+            loads[rank] = self._load(rank)
             self._loads = loads
 
     def arrive(self, live: LiveRequest) -> int:
@@ -185,29 +185,29 @@ class KvCache:
         """[rank], KV use plus requests, each over its limit; as at the start of the iteration, but
         for the requests that were expected since."""
         if self._loads is None:
-            # Asked anew behind every iteration, so in one piece.
-            self._loads = np.array(self._loads_of(slice(None)))
+            self._loads = np.array(self._of_all_ranks())
         return self._loads
 
     def forget_loads(self) -> None:
         """The batch has changed."""
         self._loads = None
 
-    def _loads_of(self, ranks: slice) -> list[float]:
-        """Of some ranks."""
-        batch, capacity, most = self._batch, max(self.capacity, 1), self._max_batch
-        held, sizes, expected = self.held[ranks], batch.size[ranks], self.expected[ranks]
+    def _load(self, rank: int) -> float:
+        batch = self._batch
+        used = self.held[rank] + (0 if self._reserve_full else batch.held_tokens(rank))
+        count = batch.size[rank] + self.expected[rank]
+        return used / max(self.capacity, 1) + count / self._max_batch
+
+    def _of_all_ranks(self) -> list[float]:
+        """[rank], the same of each: asked anew behind every iteration, so in one piece."""
         if self._reserve_full:
-            return [
-                taken / capacity + (size + coming) / most
-                for taken, size, coming in zip(held, sizes, expected, strict=True)
-            ]
+            return [self._load(rank) for rank in range(len(self.held))]
+        batch, capacity, most = self._batch, max(self.capacity, 1), self._max_batch
         each, slack = batch.tokens_per_step * batch.step, batch.slack
+        of_ranks = zip(self.held, batch.base, batch.size, self.expected, strict=True)
         return [
-            (taken + (base + each * size + slack * size)) / capacity + (size + coming) / most
-            for taken, base, size, coming in zip(
-                held, batch.base[ranks], sizes, expected, strict=True
-            )
+            (held + (base + each * size + slack * size)) / capacity + (size + coming) / most
+            for held, base, size, coming in of_ranks
         ]
 
 
