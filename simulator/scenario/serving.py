@@ -246,13 +246,13 @@ class ServingStepJob(Profile):
                 f"communication_sms {self.communication_sms}: allowed: 0, as only normal "
                 "all-to-all kernels keep SMs"
             )
-        if self.normal_transfers and self.phase == "decode":
+        if self.normal_transfers and self.phase == "decode" and self.gpus > 1:
             raise ValueError(
                 "all_to_all.kernels normal: allowed in phase prefill only; decode takes "
                 "kernels low_latency, with all_to_all.low_latency and all_to_all.beside_compute, "
                 f"or expert_tp {self.gpus}"
             )
-        if self.normal_transfers and self.all_to_all.buffers is None:
+        if self.normal_transfers and self.all_to_all.buffers is None and self.gpus > 1:
             raise ValueError("all_to_all.buffers is needed with kernels normal")
         return self
 

@@ -101,3 +101,12 @@ def test_a_model_without_experts_has_no_uneven_rows_and_no_micro_batches(name):
     assert step.model.graph.layers == ("embedding", *["dense"] * 61, "head")
     alone = step_of(name, dense, "micro_batches=1", "overlap=none", "communication_sms=0")
     assert step.log.span_s == alone.log.span_s
+
+
+def test_one_gpu_decodes_the_same_whether_experts_are_spread_or_split_over_it():
+    alone = ("model=moonlight_16b_a3b", "gpus=1", "requests.requests_per_gpu=32")
+    split = step_of("decode_tp8_h200", *alone, "attention_tp=1", "expert_tp=1")
+    spread = step_of("decode_ep8_h200", *alone)
+    assert split.log.span_s == spread.log.span_s
+    with pytest.raises(ValueError, match="kernels normal: allowed in phase prefill only"):
+        step_of("decode_tp8_h200", "gpus=2", "attention_tp=1", "expert_tp=1")
