@@ -82,9 +82,12 @@ class FabricInputs:
             if value is not None and not value > 0:
                 raise ValueError(f"fabric: {name} must be above 0 bytes/s, got {value:g}")
         if self.nics_per_node and self.gpus_per_node % self.nics_per_node:
+            gpus, (each, rest) = self.gpus_per_node, divmod(self.nics_per_node, self.gpus_per_node)
+            fits = ", ".join(str(number) for number in range(1, gpus + 1) if gpus % number == 0)
+            as_one = f"; {each} NICs of a GPU are one of {each} times the rate"
             raise ValueError(
-                f"fabric: {self.nics_per_node} NICs do not divide {self.gpus_per_node} GPUs of a "
-                "node evenly"
+                f"fabric: {self.nics_per_node} NICs do not divide {gpus} GPUs of a node evenly; "
+                f"allowed: {fits}{'' if rest else as_one}"
             )
 
     @property

@@ -189,7 +189,16 @@ def test_bundles_that_cannot_bind_are_found():
         ("fat_tree_2", {"link_bandwidth": 0.0}, "link_bandwidth must be above 0"),
         ("fat_tree_2", {"planes": 4}, "has one plane"),
         ("fat_tree_2", {"nics_per_node": 0}, "needs at least one NIC"),
-        ("fat_tree_2", {"nics_per_node": 3}, "3 NICs do not divide 4 GPUs"),
+        (
+            "fat_tree_2",
+            {"nics_per_node": 3},
+            "3 NICs do not divide 4 GPUs .*; allowed: 1, 2, 4$",
+        ),
+        (
+            "fat_tree_2",
+            {"nics_per_node": 16},
+            "1, 2, 4; 4 NICs of a GPU are one of 4 times the rate$",
+        ),
         ("multi_plane_fat_tree", {"planes": 3}, "3 planes do not divide 4 NICs"),
         ("fat_tree_2", {"cross_leaf_latency": 2.0}, "need cross between same and three times"),
         (
