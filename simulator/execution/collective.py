@@ -168,7 +168,7 @@ def _run_variant(scenario: Scenario, transport: TransportProfile) -> VariantResu
             network.strike(failure)
         else:
             env.process(_strike_later(env, network, failure))
-    processes = [env.process(perform(env, network, chain)) for chain in chains]
+    processes = [env.process(run_operations(env, network, chain)) for chain in chains]
     finished = env.all_of(processes)
     while not finished.triggered and env.peek() < np.inf:
         if network.solved_again > MOST_SOLVED_AGAIN:
@@ -203,7 +203,7 @@ def _strike_later(
     network.strike(failure)
 
 
-def perform(
+def run_operations(
     env: simpy.Environment, network: Network, chain: list[Work]
 ) -> Generator[simpy.Event, Any, None]:
     """Run operations that follow each other, each as often as it says, phase by phase."""

@@ -16,7 +16,7 @@ from hardware_profiles.schema import (
     load_transport,
 )
 from hardware_profiles.units import BytesPerSecond
-from simulator.execution.collective import perform
+from simulator.execution.collective import run_operations
 from simulator.execution.machine.ranks import Processes
 from simulator.execution.traffic import prepare
 from simulator.hardware.network.clusters import cluster_fabric
@@ -87,7 +87,7 @@ def surroundings(
     except ValueError as error:
         raise ValueError(f"events.beside: {error}") from None
     failures.sort(key=lambda failure: failure.at)
-    return [partial(perform, chain=chain) for chain in chains], failures
+    return [partial(run_operations, chain=chain) for chain in chains], failures
 
 
 def _transport(calibration: CalibrationProfile) -> TransportProfile:
