@@ -112,6 +112,47 @@ class Measurement:
         return self.condition("accumulate") in ("yes", "1")
 
     @property
+    def pair(self) -> bool:
+        """Whether it is a compute kernel of an overlapped pair."""
+        return self.condition("pair") == "yes"
+
+    @property
+    def beside_compute(self) -> bool:
+        """Whether it ran on communication SMs while compute had the others."""
+        return self.condition("beside") == "compute"
+
+    @property
+    def state(self) -> str:
+        """How it was timed: "sustained", "in_order", or "" in a burst."""
+        return self.condition("state")
+
+    @property
+    def job(self) -> str:
+        """Kind of step among whose operators it was timed; "" where among none."""
+        return self.condition("job")
+
+    @property
+    def layout(self) -> str:
+        """Of dispatch and combine: "low_latency", or "" of normal kernels."""
+        return self.condition("layout")
+
+    @property
+    def nodes(self) -> int | None:
+        """Nodes of the expert-parallel group; None where the row is of none."""
+        stated = self.condition("nodes")
+        return int(stated) if stated else None
+
+    @property
+    def kernels(self) -> float:
+        """Kernels that make one launch of the operator."""
+        return float(self.condition("kernels", "1"))
+
+    @property
+    def repeats(self) -> float:
+        """Launches behind the mean."""
+        return float(self.condition("repeats", "1"))
+
+    @property
     def all_to_all_share(self) -> float:
         """Share of the time with an all-to-all in flight, 0 to 1."""
         return float(self.condition("all_to_all", "0"))

@@ -66,7 +66,7 @@ def training_run_tables(name: str, metrics: Mapping[str, Any]) -> list[Table]:
 
 def _headline(name: str, metrics: Mapping[str, Any]) -> Table:
     table, rows = Table(title=name, title_justify="left"), []
-    for path in leading("training"):
+    for path in (name for name in leading("training") if name in metrics):
         label = f"{path} ({metrics['pair_time_kind']})" if path == "pair_time_s" else path
         rows.append((label, format_metric(path, metrics[path]), *beside_cells(metrics, path)))
     told = told_columns(("metric", "expected", "ideal", "80% interval"), rows)

@@ -98,6 +98,7 @@ def _answer(tables: RunTables) -> Answer:
     whole, *figures = (
         _figure(path, metrics, kind=kinds.get(path, ""), note=notes.get(path))
         for path in leading("training")
+        if path in metrics
     )
     return Answer(whole, tuple(figures), limits=_limits(tables), changed=tables.changed)
 

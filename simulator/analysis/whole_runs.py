@@ -243,7 +243,7 @@ def sustained_clock(lease: str, job: str) -> Estimate | None:
     """The clock of a kind of step over that of bursts, for a lease whose operators were timed in
     bursts alone; None where they were timed in turns as well, which tells."""
     rows = load_measurements(TABLES / f"{lease}{OPERATORS}.csv")
-    if any(row.condition("state") == "sustained" for row in rows):
+    if any(row.state == "sustained" for row in rows):
         return None
     steps = read_steps(TABLES / f"{lease}.csv")
     kind = TRAIN_MICROBATCH if job == TRAIN_STEP else job
@@ -433,8 +433,8 @@ def _by_state(rows: Sequence[Measurement]) -> dict[bool, dict[_OperatorKey, Seco
     """{timed in the turns of a training step, rather than in bursts: {operator: seconds}}"""
     found: dict[bool, dict[_OperatorKey, Seconds]] = {False: {}, True: {}}
     for row in rows:
-        in_turns = row.condition("state") == "sustained"
-        if not in_turns or row.condition("job") == TRAIN_MICROBATCH:
+        in_turns = row.state == "sustained"
+        if not in_turns or row.job == TRAIN_MICROBATCH:
             key = (row.kind, row.sizes, row.dtype, row.out_dtype, row.accumulate)
             found[in_turns][key] = row.seconds
     return found

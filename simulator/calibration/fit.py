@@ -109,9 +109,9 @@ def fit_calibration(
         for row in rows
         if normal_key(row) not in normal and not (low_latency and is_low_latency(row))
     ]
-    among = sum(row.condition("state") in AMONG_OTHERS for row in kernels)
+    among = sum(row.state in AMONG_OTHERS for row in kernels)
     if among:
-        kernels = [row for row in kernels if row.condition("state") not in AMONG_OTHERS]
+        kernels = [row for row in kernels if row.state not in AMONG_OTHERS]
         warnings.append(
             f"{among} rows of operators timed among the others of a step (state=sustained, "
             "in_order) answer such steps; fits are of bursts alone"

@@ -74,10 +74,10 @@ def choose_versions(read: ImportedRows, *, named: Sequence[str]) -> ImportedRows
 
 def kernel_of(row: Measurement) -> KernelKey:
     """What a row times, whatever the version of it."""
-    between = row.condition("nodes", "1") != "1"
+    between = (row.nodes or 1) != 1
     layout = " ".join(
         word
-        for word in (row.condition("layout"), "between nodes" if between else "")
+        for word in (row.layout, "between nodes" if between else "")
         if word and row.kind in ("dispatch", "combine")
     )
     return (*family_of(row), layout)

@@ -241,9 +241,7 @@ def from_another(
             members = [
                 row
                 for row in mine
-                if _types(row) == types
-                and name in ("", row.kernel_set)
-                and row.condition("pair") != "yes"
+                if _types(row) == types and name in ("", row.kernel_set) and not row.pair
             ]
             if members:
                 low, middle, high = np.quantile(_ratios(model, members), [0.1, 0.5, 0.9])

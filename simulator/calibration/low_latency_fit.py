@@ -66,9 +66,9 @@ class FittedLowLatency:
 
 def is_low_latency(row: Measurement) -> bool:
     """Whether a row is of low-latency kernels within one node, alone, that copied anything."""
-    alone = row.condition("layout") == "low_latency" and row.condition("beside") != "compute"
+    alone = row.layout == "low_latency" and not row.beside_compute
     copied = all(size > 0 for _, size in row.sizes)
-    return row.kind in _OPERATIONS and alone and row.condition("nodes") == "1" and copied
+    return row.kind in _OPERATIONS and alone and row.nodes == 1 and copied
 
 
 def fit_low_latency(

@@ -156,11 +156,10 @@ def _short(value: float) -> float:
 
 def normal_key(row: Measurement) -> Key | None:
     """Direction and nodes of a row of normal kernels alone; None of any other."""
-    low_latency = row.condition("layout") == "low_latency"
-    beside = row.condition("beside") == "compute"
-    if row.kind not in ALL_TO_ALL_KINDS or low_latency or beside or not row.condition("nodes"):
+    alone = row.layout != "low_latency" and not row.beside_compute
+    if row.kind not in ALL_TO_ALL_KINDS or not alone or row.nodes is None:
         return None
-    return row.kind, int(row.condition("nodes"))
+    return row.kind, row.nodes
 
 
 def normal_tables_of(

@@ -82,7 +82,7 @@ def restated_errors(
         overlapped=[_beside_all_to_all(row) for row in judged],
     )
     measured = np.array([row.seconds for row in judged])
-    launches = np.array([float(row.condition("repeats", "1")) for row in judged])
+    launches = np.array([row.repeats for row in judged])
     error = prediction.seconds / measured - 1
     inside = (prediction.low <= measured) & (measured <= prediction.high)
     groups: dict[tuple[str, str, int], list[int]] = defaultdict(list)
@@ -109,7 +109,7 @@ def restated_errors(
 
 
 def _beside_all_to_all(row: Measurement) -> bool:
-    return row.condition("pair") == "yes" or row.condition("beside") == "compute"
+    return row.pair or row.beside_compute
 
 
 def _range(number: int) -> str:

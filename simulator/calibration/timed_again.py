@@ -271,6 +271,6 @@ def whole_step_operators() -> Mapping[str, list[Pair]]:
 
 
 def _same_work(row: Measurement) -> tuple[Any, ...]:
-    state, job = row.condition("state"), row.condition("job")
+    state, job = row.state, row.job
     kernel = (row.kernel_set, row.kind, row.dtype, row.out_dtype)
     return (*kernel, row.sizes, row.sms, state, job)

@@ -211,11 +211,7 @@ def kernel_source(
     """
     check_serving_job(job, config=config, cluster=cluster)
     ranks = job.gpus // job.expert_tp
-    rows = [
-        row
-        for row in measurements
-        if row.kind not in _FUSED_IN_INFERENCE or row.condition("kernels", "1") == "1"
-    ]
+    rows = [row for row in measurements if row.kind not in _FUSED_IN_INFERENCE or row.kernels == 1]
     # What training borrows from another GPU are the reference model's kernels, the gate of many
     # launches among them; with rows of its own, a calibration answers for inference alone.
     own = {"restated_from": ()} if calibration.measurements else {}
@@ -268,7 +264,7 @@ def _disagreements(
     """Least and most seconds of each kernel that more than one kernel set timed by itself."""
     times: dict[tuple[object, ...], dict[str, Seconds]] = {}
     for row in rows:
-        alone = row.all_to_all_share == 0.0 and row.condition("pair") != "yes"
+        alone = row.all_to_all_share == 0.0 and not row.pair
         if alone and row.kernel_set in calibration.kernel_sets:
             key = (row.kind, row.dtype, row.out_dtype, row.sizes, row.sms)
             times.setdefault(key, {})[row.kernel_set] = row.seconds

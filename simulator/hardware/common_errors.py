@@ -124,7 +124,7 @@ def common_ends(
     tiles, memory = (NORMAL_80 * float(e.value) for e in (errors.compute, errors.memory))
     # Rows of a profile were timed within steps, rows timed in turns under the load of one.
     told = calibration.sustained_clock is not None or any(
-        row.condition("state") == "sustained" or row.condition("pair") == "yes" for row in rows
+        row.state == "sustained" or row.pair for row in rows
     )
     load = 0.0 if told or not sustained_job else float(np.log(errors.sustained.high))
     other = (0.0, 0.0)

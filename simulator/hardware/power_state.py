@@ -63,9 +63,9 @@ def _rows_for(
 ) -> tuple[Measurement, ...]:
     """`rows_for` of the rows of all tables; the same objects for the same rows."""
     every = rows.value
-    turns = [row for row in every if row.condition("state") == "sustained"]
-    bursts = [row for row in every if row.condition("state") not in AMONG_OTHERS]
-    of_job = [row for row in turns if row.condition("job") == job]
+    turns = [row for row in every if row.state == "sustained"]
+    bursts = [row for row in every if row.state not in AMONG_OTHERS]
+    of_job = [row for row in turns if row.job == job]
     ratios = [
         float(row.condition("burst_clock_hz")) / float(row.condition("clock_hz"))
         for row in of_job or turns
@@ -73,7 +73,7 @@ def _rows_for(
     if not ratios and sustained_clock:
         ratios = [1.0 / sustained_clock]
     if job not in SUSTAINED_JOBS:
-        chosen = _merged([row for row in every if row.condition("state") == "in_order"])
+        chosen = _merged([row for row in every if row.state == "in_order"])
         known = {_key(row) for row in chosen}
         return (*chosen, *(row for row in bursts if _key(row) not in known))
     if not ratios:

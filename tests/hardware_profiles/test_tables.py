@@ -6,6 +6,7 @@ from hardware_profiles.fields import ROOT
 from hardware_profiles.tables import (
     COLUMNS,
     ELEMENT_TYPES,
+    Measurement,
     load_cards,
     load_measurements,
     table_path,
@@ -89,3 +90,22 @@ def test_a_line_cut_short_of_a_table_of_cards_is_counted_whole(tmp_path):
     path.write_text(f"{header}\ngemm,m=1,fp8_e4m3,132,1e-6,,2e-6\n")
     with pytest.raises(ValueError, match=r"^cards\.csv: line 2: 7 cells, needs 10$"):
         load_cards(path)
+
+
+def row_under(**conditions):
+    stated = tuple(sorted(conditions.items()))
+    return Measurement("gemm", (), "bfloat16", 132, 1.0, None, "made up", stated)
+
+
+def test_the_conditions_of_a_row_are_its_fields():
+    plain = row_under()
+    assert (plain.pair, plain.beside_compute, plain.accumulate) == (False, False, False)
+    assert (plain.state, plain.job, plain.layout, plain.nodes) == ("", "", "", None)
+    assert (plain.kernels, plain.repeats) == (1.0, 1.0)
+    row = row_under(
+        pair="yes", beside="compute", accumulate="1", state="sustained", job="prefill",
+        layout="low_latency", nodes="4", kernels="2.5", repeats="30",
+    )  # fmt: skip
+    assert (row.pair, row.beside_compute, row.accumulate) == (True, True, True)
+    assert (row.state, row.job, row.layout, row.nodes) == ("sustained", "prefill", "low_latency", 4)
+    assert (row.kernels, row.repeats) == (2.5, 30.0)

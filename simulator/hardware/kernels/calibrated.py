@@ -468,4 +468,4 @@ def _worked_out(asked: Keyed[Callable[[], Answered]]) -> Answered:
 
 def _kernels(rows: Sequence[Measurement]) -> float:
     """Mean number of kernels that make one launch of an operator."""
-    return float(np.mean([float(row.condition("kernels", "1")) for row in rows]))
+    return float(np.mean([row.kernels for row in rows]))

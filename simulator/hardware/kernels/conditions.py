@@ -58,8 +58,8 @@ class Conditions:
         of_rows = self.ratio(kind).of_rows
         batch = batch_of_rows(rows)
         share = np.array([row.all_to_all_share for row in rows])
-        in_pair = np.array([row.condition("pair") == "yes" for row in rows])
-        squeezed = np.array([row.condition("beside") == "compute" for row in rows])
+        in_pair = np.array([row.pair for row in rows])
+        squeezed = np.array([row.beside_compute for row in rows])
         if not is_tensor(kind):
             # A share of the SMs is a share of them whether or not anything runs on the others.
             squeezed |= (~in_pair) & (
@@ -75,7 +75,7 @@ class Conditions:
         slowed = np.where(in_pair | squeezed, slowed, 1.0)
         to_pair = np.where(in_pair | squeezed, 0.0, np.log(of_rows))
         parts = waves_and_bytes(batch, sms, self.gpu, tiles)
-        weights = np.array([float(row.condition("repeats", "1")) for row in rows])
+        weights = np.array([row.repeats for row in rows])
         spread = np.array([np.nan if row.spread is None else row.spread for row in rows])
         left = self.gpu.sms - self.overlap.reference_communication_sms
         every_sm = np.full(len(rows), float(self.gpu.sms))

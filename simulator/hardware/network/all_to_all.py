@@ -160,9 +160,7 @@ class AllToAllModel:
     def achieved_in(self, measurements: Iterable[Measurement]) -> _Learned:
         """What `fit` learns."""
         alone = [
-            row
-            for row in measurements
-            if row.kind in ALL_TO_ALL_KINDS and row.condition("beside") != "compute"
+            row for row in measurements if row.kind in ALL_TO_ALL_KINDS and not row.beside_compute
         ]
         transfers = self.calibration.transfers
         nvlink_share: dict[str, tuple[float, float, float]] = {}
@@ -314,7 +312,7 @@ class AllToAllModel:
             shipped = own.normal_kernels == DEEPEP or timed[0] != self.kernels[0]
             return timed[0].name if shipped else own.name
         inside = self.nodes == 1
-        known = any((row.condition("nodes") == "1") == inside for row in self.rows_[kind])
+        known = any((row.nodes == 1) == inside for row in self.rows_[kind])
         return own.name if known else LINKS
 
     def _ends(
@@ -355,13 +353,13 @@ class AllToAllModel:
             if rate == self.cluster.node.gpu.nvlink_bandwidth:
                 return INTERPOLATED
         tokens = {dict(row.sizes)["tokens"] for row in rows}
-        nodes = {row.condition("nodes") for row in rows}
+        nodes = {row.nodes for row in rows}
         node = self.cluster.node
         same_links = node.gpu.nvlink_bandwidth == self._measured_nvlink and all(
             nic_of(row) == node.nic_bandwidth_per_gpu for row in rows if row.condition("nic")
         )
         same_copies = sms > 0 and self._copies_as_measured()
-        same_sizes = operator["tokens"] in tokens and str(self.nodes) in nodes
+        same_sizes = operator["tokens"] in tokens and self.nodes in nodes
         if not (same_sizes and same_links and same_copies):
             return EXTRAPOLATED
         return INTERPOLATED if overlapped or sms not in {row.sms for row in rows} else MEASURED
@@ -381,7 +379,7 @@ class AllToAllModel:
 
     def _nvlink_share(self, rows: Sequence[Measurement]) -> float | None:
         """Achieved share of the NVLink rate within one node."""
-        inside = [row for row in rows if row.condition("nodes") == "1"]
+        inside = [row for row in rows if row.nodes == 1]
         if not inside:
             return None
         reached = self.calibration.all_to_all.ranks_per_token[1]
@@ -407,7 +405,7 @@ class AllToAllModel:
         inputs = self.calibration.all_to_all
         by_nodes: dict[int, list[Measurement]] = {}
         for row in rows:
-            by_nodes.setdefault(int(row.condition("nodes", "1")), []).append(row)
+            by_nodes.setdefault(row.nodes or 1, []).append(row)
         shares = []
         for nodes, members in by_nodes.items():
             if nodes == 1:
