@@ -133,7 +133,7 @@ class Measurement:
 
     @property
     def layout(self) -> str:
-        """Of dispatch and combine: "low_latency", or "" of normal kernels."""
+        """Layout of dispatch and combine: "low_latency", or "" of normal kernels."""
         return self.condition("layout")
 
     @property
