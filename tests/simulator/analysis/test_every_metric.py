@@ -64,7 +64,7 @@ def test_a_path_leads_to_its_metric(path, job, name):
 
 
 def test_tables_begin_with_the_metrics_that_lead_in_their_order():
-    assert leading("training") == [
+    assert leading("training")[:10] == [
         "step_time_s", "pair_time_s", "tokens_per_day", "tokens_per_second_per_gpu",
         "tflops_per_gpu_causal", "mfu_causal", "gpu_hours_per_trillion_tokens",
         "cost_usd_per_trillion_tokens", "bubble_s", "peak_memory_bytes",
