@@ -303,6 +303,8 @@ def _say_it_is_given(
         if isinstance(holder, list):
             holder = value_at(holder, [key])
             continue
+        if not isinstance(holder, dict):
+            return  # Another change put something else in the place of what it lay in.
         rest = ".".join(keys[depth + 1 :])
         sources = holder.get("sources")
         beside = ".".join((*keys[:depth], "sources", key))

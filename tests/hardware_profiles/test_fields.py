@@ -105,6 +105,12 @@ def test_an_override_sets_one_value_of_a_copy():
         apply_overrides(raw, {"node.gpus.rate": 1}, where="here")
 
 
+def test_of_a_value_whose_holder_another_change_replaced_nothing_is_said():
+    raw = {"fabric": {"link_price": "1 USD", "sources": {"link_price": "a list"}}}
+    changed = apply_overrides(raw, {"fabric.link_price": "0 Hz", "fabric": "-5 us"}, where="x")
+    assert changed == {"fabric": "-5 us"}
+
+
 def test_a_value_that_changes_is_no_longer_of_the_source_that_the_file_names():
     raw = {
         "ep": 64,
