@@ -42,10 +42,15 @@ def _has_room(layers: StageLayers, model: MemoryModel, capacity: Bytes) -> bool:
     """Whether any even split fits with every weight gradient computed at once."""
     schedule, immediate = model.schedule, tuple(model.matrices())
 
-    def room(stage: int, split: Sequence[StageLayers]) -> bool:
-        ranks = {placed[stage] for placed in schedule.placement}
-        return all(model.total(rank, split, immediate) <= capacity for rank in ranks)
+    def has_room(rank: int, split: Sequence[StageLayers]) -> bool:
+        return model.total(rank, split, immediate) <= capacity
 
-    held = tuple(dict.fromkeys(schedule.stages_of(rank) for rank in range(schedule.ranks)))
+    def room(stage: int, split: Sequence[StageLayers]) -> bool:
+        return all(has_room(rank, split) for rank in {each[stage] for each in schedule.placement})
+
+    ranks = range(schedule.ranks)
+    held = tuple(dict.fromkeys(map(schedule.stages_of, ranks)))
     saved = {kind: float(layer.saved) for kind, layer in model.layers.items()}
-    return any(True for _ in each_even_split(layers, held, saved, room))
+    # Stages that none of the usual layers went to, the head's alone, have not been asked yet.
+    splits = each_even_split(layers, held, saved, room)
+    return any(all(has_room(rank, split) for rank in ranks) for split in splits)

@@ -192,17 +192,19 @@ def group_spans(
     for start in range(0, len(places), once):
         some = places[start : start + once]
         rows = RowsOfLayers(blocks, cases[0], some)
+        axes = (group, len(some), patterns, draws)
         for parts, ranks in zip(found, cases, strict=True):
             passed = timeline.each(
                 blocks.graph,
                 ((took, took) for took in durations(blocks, ranks, some, rows)),
                 blocks.gap_s,
-                axes=(group, len(some), patterns, draws),
+                axes=axes,
                 rank_axis=0,
                 replica_axis=1 if meet else None,
                 teams=ranks.teams,
             )
-            ends = timeline.last_end(blocks.graph, passed)
+            # Weight gradients that are all computed at once leave a chunk of their own no task.
+            ends = np.broadcast_to(timeline.last_end(blocks.graph, passed), axes)
             parts.append(np.asarray(ends.max(axis=0), dtype=np.float32))
     shape = (len(pipeline_ranks), replicas, patterns, draws)
     return [np.concatenate(parts).reshape(shape) for parts in found]

@@ -1,5 +1,7 @@
 """Which schedules fit is a matter of their micro-batches and of what they keep."""
 
+from dataclasses import replace
+
 from simulator.execution.other_schedules import fitting_schedules
 from simulator.scenario.training import OptimizerTypes
 from simulator.workload.memory import HeldParameters, LayerMemory, MemoryModel
@@ -25,13 +27,13 @@ LAYER = LayerMemory(
 )
 
 
-def fitting(capacity, microbatches=4):
+def fitting(capacity, microbatches=4, layers=("moe",) * 4):
     return fitting_schedules(
-        ("moe",) * 4,
+        layers,
         ranks=2,
         microbatches=microbatches,
         model_of=lambda schedule: MemoryModel(
-            layers={"moe": LAYER},
+            layers={"moe": LAYER, "head": replace(LAYER, workspace=100.0)},
             schedule=schedule,
             in_flight=tuple(held_activations(schedule, rank) for rank in range(schedule.ranks)),
             sharding=SHARDING,
@@ -49,6 +51,13 @@ def test_the_most_that_a_rank_keeps_decides():
     assert "gpipe" in fitting(80.0)
     assert "gpipe" not in fitting(79.0)
     assert fitting(0.0) == []
+
+
+def test_a_stage_of_the_head_alone_needs_room_as_well():
+    """1F1B keeps one micro-batch of the head on the last rank, 10 bytes, and its logits of 100."""
+    layers = ("moe", "moe", "head")
+    assert "1f1b" in fitting(110.0, layers=layers)
+    assert fitting(109.0, layers=layers) == []
 
 
 def test_a_schedule_that_does_not_take_the_micro_batches_is_left_out():

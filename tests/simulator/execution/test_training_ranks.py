@@ -97,6 +97,12 @@ def test_three_ranks_wait_for_the_slowest_before_a_transfer_and_once_more_after_
     assert log.end_s[2] == pytest.approx([6.2, 6.35, 6.5])
 
 
+def test_a_chunk_without_tasks_takes_no_time_on_any_group():
+    found = group_spans(blocks(chain(), []), [ranks([1.0, 1.1], draws=3)], [0])[0]
+    assert found.shape == (1, 1, 2, 3)
+    assert not found.any()
+
+
 def test_ranks_that_are_alike_are_one_rank():
     graph = chain(GEMM, DISPATCH, ATTENTION, DISPATCH, GEMM)
     work = blocks(graph, [1.0, 2.0, 0.5, 2.0, 1.0], clocked=0.7, more=0.4, fewer=0.3)
