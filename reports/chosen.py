@@ -35,7 +35,8 @@ def check_spelt(names: Sequence[str], job: str) -> None:
 
 
 def chosen(metrics: Mapping[str, Any], names: Sequence[str]) -> Figures:
-    """The figures at the paths of some names and below them, in their order; all without names.
+    """The figures at the paths of some names and below them, in their order; all without names. A
+    name that leaves out places of a list is of all of them: "ranks.forward_s".
 
     Raises:
         ValueError: a name that this run does not have.
@@ -44,10 +45,15 @@ def chosen(metrics: Mapping[str, Any], names: Sequence[str]) -> Figures:
     found: list[str] = []
     for name in names or every:
         of_name = [path for path in every if path == name or path.startswith(f"{name}.")]
+        of_name = of_name or [path for path in every if _without_places(path) == name]
         if not of_name:
             raise ValueError(unknown_metric(name, every))
         found += of_name
     return {path: every[path] for path in found}
+
+
+def _without_places(path: str) -> str:
+    return ".".join(part for part in path.split(".") if not part.isdigit())
 
 
 _BESIDE = ("ideal.", "interval_80.")

@@ -29,6 +29,13 @@ def test_a_name_stands_for_all_below_it_in_its_place():
     ]  # fmt: skip
 
 
+def test_a_name_without_places_is_of_each_of_them():
+    assert chosen(METRICS, ["ranks.forward_s"]) == {
+        "ranks.0.forward_s": 4.0,
+        "ranks.1.forward_s": 5.0,
+    }
+
+
 def test_without_a_name_every_plain_value_is_given_once():
     assert list(chosen(METRICS, ())) == [
         "step_time_s", "ttft_s.mean", "ttft_s.p99", "ranks.0.forward_s", "ranks.1.forward_s",
