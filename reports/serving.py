@@ -12,6 +12,8 @@ from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from hardware_profiles.units import format_bandwidth, format_bytes, format_seconds
 from reports.events import events_tables, write_ranks_trace
 from reports.perfetto import (
@@ -27,7 +29,6 @@ from simulator.execution.serving_run import ServingRun
 from simulator.scenario.files import write_resolved
 
 if TYPE_CHECKING:
-    import pandas as pd
     from rich.table import Table
 
     from simulator.analysis.run import Run
@@ -270,23 +271,23 @@ def _at(metrics: Mapping[str, Any], path: str) -> float | None:
 
 def write_serving_run(run: Run[ServingRun], metrics: Mapping[str, Any], directory: Path) -> None:
     """Write the run directory of a serving step; it appears whole or not at all."""
-    import pandas as pd
-
     from reports.page import write_page
+    from reports.parquet import write_columns
     from reports.serving_page import step_page
-    from reports.tables import write_csv
+    from reports.tables import write_csv_rows
 
-    tasks = task_table(run.result)
+    tasks = task_columns(run.result)
 
     def write_report(draft: Path) -> None:
+        numbers = np.array(tasks["micro_batch"], dtype=np.int64)
+        write_columns({**tasks, "micro_batch": numbers}, draft / "events.parquet")
         write_page(step_page(run.scenario, metrics, tasks), draft)
         write_trace(serving_events(run.result), draft / PERFETTO_FILE)
-        kernels = pd.DataFrame(metrics["operators"])
-        kernels["sizes"] = [
-            ";".join(f"{size}={value}" for size, value in sizes.items())
-            for sizes in kernels["sizes"]
+        kernels = [
+            row | {"sizes": ";".join(f"{size}={value}" for size, value in row["sizes"].items())}
+            for row in metrics["operators"]
         ]
-        write_csv(kernels, draft / "kernels.csv")
+        write_csv_rows(kernels, draft / "kernels.csv")
         if run.events is not None:
             write_ranks_trace(run.events, draft)
 
@@ -294,28 +295,24 @@ def write_serving_run(run: Run[ServingRun], metrics: Mapping[str, Any], director
         directory,
         scenario=write_resolved(run.scenario),
         metrics=metrics,
-        tables={"events": tasks},
+        tables={},
         write_report=write_report,
     )
 
 
-def task_table(run: ServingRun) -> pd.DataFrame:
-    """Every task of the iteration of ideal ranks, in issue order."""
-    import pandas as pd
-
+def task_columns(run: ServingRun) -> dict[str, list[Any]]:
+    """{column: [tasks]}, every task of the iteration of ideal ranks, in issue order."""
     step = run.step
     graph = step.log.graph
-    return pd.DataFrame(
-        {
-            "layer": [f"{graph.layers[task.layer]} {task.layer}" for task in graph.tasks],
-            "micro_batch": [task.micro_batch for task in graph.tasks],
-            "part": [task.part for task in graph.tasks],
-            "name": [operator.name for operator in graph.task_operators()],
-            "stream": [str(task.stream) for task in graph.tasks],
-            "start_s": step.log.start_s,
-            "end_s": step.log.end_s,
-        }
-    )
+    return {
+        "layer": [f"{graph.layers[task.layer]} {task.layer}" for task in graph.tasks],
+        "micro_batch": [task.micro_batch for task in graph.tasks],
+        "part": [task.part for task in graph.tasks],
+        "name": [operator.name for operator in graph.task_operators()],
+        "stream": [str(task.stream) for task in graph.tasks],
+        "start_s": step.log.start_s.tolist(),
+        "end_s": step.log.end_s.tolist(),
+    }
 
 
 def serving_events(run: ServingRun) -> Iterator[dict[str, Any]]:
@@ -323,13 +320,13 @@ def serving_events(run: ServingRun) -> Iterator[dict[str, Any]]:
     for the other, and counters of HBM, transfers, SMs and KV cache."""
     from reports.timeline import STREAMS, uses_of, waits_of
 
-    tasks, log = task_table(run), run.step.log
+    tasks, log = task_columns(run), run.step.log
     yield from name_process(1, f"one rank: {run.job.phase}")
     for thread, stream in enumerate(STREAMS):
         yield from name_thread((1, thread), stream)
     columns = ("stream", "name", "layer", "micro_batch", "part", "start_s", "end_s")
     for stream, name, layer, number, part, start, end in zip(
-        *(tasks[column].tolist() for column in columns), strict=True
+        *(tasks[column] for column in columns), strict=True
     ):
         arguments = {"layer": layer, "micro_batch": number, "part": part}
         yield slice_of((1, STREAMS.index(stream)), name, (start, end), arguments)

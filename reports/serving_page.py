@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, TypeAlias
 
 from hardware_profiles.units import format_bandwidth, format_bytes, format_seconds
 from reports.charts import ChartAxis, Columns, Curve, Lines, Reference, Span, Spans, shown_in
@@ -24,8 +24,8 @@ from reports.tables import beside_cells, changed_text, format_metric, interval_t
 from simulator.analysis.metric import label_of
 from simulator.scenario.files import Scenario
 
-if TYPE_CHECKING:
-    import pandas as pd
+TaskColumns: TypeAlias = Mapping[str, Sequence[Any]]
+"""{column: [tasks]}"""
 
 MICRO_BATCHES = ("blue", "orange", "grey")
 """Hues of micro-batch 0, micro-batch 1, and layers that run on the whole batch (number -1)."""
@@ -69,7 +69,7 @@ STEP_FILES = (
 )
 
 
-def step_page(scenario: Scenario, metrics: Mapping[str, Any], tasks: pd.DataFrame) -> Page:
+def step_page(scenario: Scenario, metrics: Mapping[str, Any], tasks: TaskColumns) -> Page:
     """All that the page of a serving step shows.
 
     Args:
@@ -177,9 +177,10 @@ def time_budget_chart(budget: Mapping[str, float]) -> Spans:
     )
 
 
-def layers_chart(tasks: pd.DataFrame) -> Spans:
+def layers_chart(tasks: TaskColumns) -> Spans:
     """Tasks of a few layers in the middle of the iteration on their streams."""
-    origin = float(tasks["start_s"].min())
+    origin = min(tasks["start_s"])
+    last = max(tasks["end_s"]) - origin
     streams = sorted(set(tasks["stream"]), reverse=True)
     columns = ("stream", "micro_batch", "layer", "name", "part", "start_s", "end_s")
     spans = [
@@ -187,16 +188,15 @@ def layers_chart(tasks: pd.DataFrame) -> Spans:
              f"{name}\n{layer}, {_whose(number)}, {part.replace('_', ' ')}\n"
              f"{format_seconds(end - start)}", name)
         for stream, number, layer, name, part, start, end in zip(
-            *(tasks[column].tolist() for column in columns), strict=True
+            *(tasks[column] for column in columns), strict=True
         )
     ]  # fmt: skip
-    numbers = sorted({int(number) for number in tasks["micro_batch"]} - {-1})
+    numbers = sorted(set(tasks["micro_batch"]) - {-1})
     return Spans(
         "Layers in the middle of the iteration",
         f"Two layers on {len(streams)} streams, kernel by kernel. perfetto.json holds the "
         "whole iteration. Drag over a part or press + to zoom.",
-        shown_in("time", "time", float(tasks["end_s"].max()) - origin, low=0.0,
-                 high=float(tasks["end_s"].max()) - origin),
+        shown_in("time", "time", last, low=0.0, high=last),
         tuple(streams),
         tuple(spans),
         legend=tuple((f"micro-batch {number}", MICRO_BATCHES[number]) for number in numbers),
@@ -209,26 +209,27 @@ def _whose(micro_batch: int) -> str:
     return "all tokens" if micro_batch < 0 else f"micro-batch {micro_batch}"
 
 
-def _middle(tasks: pd.DataFrame) -> pd.DataFrame:
+def _middle(tasks: TaskColumns) -> TaskColumns:
     """All tasks that run while compute does a few layers in the middle of the iteration: of those
     with experts, where the model has any."""
-    compute = tasks[tasks["stream"] == "compute"]
-    kinds = (compute[compute["layer"].str.startswith(kind)] for kind in ("moe", "dense"))
-    compute = next(of_kind for of_kind in kinds if len(of_kind))
-    layers = list(dict.fromkeys(compute["layer"]))
+    starts: dict[str, float] = {}
+    for layer, stream, start in zip(tasks["layer"], tasks["stream"], tasks["start_s"], strict=True):
+        if stream == "compute":
+            starts[layer] = min(start, starts.get(layer, start))
+    kinds = ([layer for layer in starts if layer.startswith(kind)] for kind in ("moe", "dense"))
+    layers = next(of_kind for of_kind in kinds if of_kind)
     first = max(0, len(layers) // 2 - 1)
-    begin = compute.loc[compute["layer"] == layers[first], "start_s"].min()
+    begin = starts[layers[first]]
     after = layers[first + _LAYERS_SHOWN :][:1]
-    end = (
-        compute.loc[compute["layer"] == after[0], "start_s"].min()
-        if after
-        else float(tasks["end_s"].max())
-    )
-    cut = tasks.loc[(tasks["end_s"] > begin) & (tasks["start_s"] < end)]
-    within: pd.DataFrame = cut.assign(
-        start_s=cut["start_s"].clip(lower=begin), end_s=cut["end_s"].clip(upper=end)
-    )
-    return within
+    end = starts[after[0]] if after else max(tasks["end_s"])
+    spans = zip(tasks["start_s"], tasks["end_s"], strict=True)
+    shown = [place for place, (start, stop) in enumerate(spans) if stop > begin and start < end]
+    cut = {name: [column[place] for place in shown] for name, column in tasks.items()}
+    return {
+        **cut,
+        "start_s": [max(start, begin) for start in cut["start_s"]],
+        "end_s": [min(stop, end) for stop in cut["end_s"]],
+    }
 
 
 def _memory(metrics: Mapping[str, Any]) -> Shares:

@@ -6,6 +6,7 @@ same ones that a run directory stores.
 
 from __future__ import annotations
 
+import csv
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -548,6 +549,14 @@ def write_csv(frame: pd.DataFrame, path: Path) -> None:
     for name in safe.select_dtypes(exclude=["number", "bool"]).columns:
         safe[name] = safe[name].map(_no_formula)
     safe.to_csv(path, index=False)
+
+
+def write_csv_rows(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
+    """The same of rows with the same columns, without a frame; None is an empty cell."""
+    with path.open("w", encoding="utf-8", newline="") as file:
+        lines = csv.writer(file, lineterminator="\n")
+        lines.writerow(map(_no_formula, rows[0]))
+        lines.writerows(map(_no_formula, row.values()) for row in rows)
 
 
 def _no_formula(cell: Any) -> Any:

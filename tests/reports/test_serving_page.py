@@ -1,6 +1,5 @@
 """The pages of serving jobs."""
 
-import pandas as pd
 import pytest
 
 from reports.serving import expert_loads
@@ -37,12 +36,16 @@ def test_a_step_whose_skew_leaves_weights_unread_says_so(active, even, said):
 @pytest.mark.parametrize("kind", ["moe", "dense"])
 def test_the_layers_in_the_middle_are_those_that_the_model_has(kind):
     layers = ["embedding 0", *(f"{kind} {number}" for number in range(1, 6)), "head 6"]
-    tasks = pd.DataFrame(
-        {
-            "stream": "compute",
-            "layer": layers,
-            "start_s": [float(number) for number in range(7)],
-            "end_s": [float(number + 1) for number in range(7)],
-        }
-    )
-    assert _middle(tasks)["layer"].tolist() == [f"{kind} 2", f"{kind} 3"]
+    # A transfer of the layer before goes on while compute does the second one.
+    tasks = {
+        "stream": [*["compute"] * 7, "communication"],
+        "layer": [*layers, f"{kind} 1"],
+        "start_s": [*map(float, range(7)), 1.5],
+        "end_s": [*map(float, range(1, 8)), 2.25],
+    }
+    assert _middle(tasks) == {
+        "stream": ["compute", "compute", "communication"],
+        "layer": [f"{kind} 2", f"{kind} 3", f"{kind} 1"],
+        "start_s": [2.0, 3.0, 2.0],
+        "end_s": [3.0, 4.0, 2.25],
+    }

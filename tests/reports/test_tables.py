@@ -14,6 +14,7 @@ from reports.tables import (
     told_columns,
     training_tables,
     write_csv,
+    write_csv_rows,
 )
 from reports.terminal import training_run_tables
 from simulator.analysis.run import simulate
@@ -224,6 +225,8 @@ def test_no_text_of_a_csv_is_a_formula(tmp_path):
     cells = ["=1+1", "+1", "-2", "@SUM(A1)", "\t=1", "plain", None, 3, -4.5]
     frame = pd.DataFrame({"=cmd": cells, "numbers": [-1.5] * len(cells)})
     write_csv(frame, tmp_path / "safe.csv")
+    write_csv_rows([{"=cmd": cell, "numbers": -1.5} for cell in cells], tmp_path / "rows.csv")
+    assert (tmp_path / "rows.csv").read_text() == (tmp_path / "safe.csv").read_text()
     head, *rows = (tmp_path / "safe.csv").read_text().splitlines()
     assert head == "'=cmd,numbers"
     assert rows == [
