@@ -27,7 +27,6 @@ from reports.perfetto import (
 from reports.run_directory import write_run
 from simulator.analysis.fleet_records import FleetRecords, queueing_s, tpot_s, ttft_s
 from simulator.execution.fleet.log import Column, Outcome, RowBlock
-from simulator.scenario.files import write_resolved
 
 if TYPE_CHECKING:
     from simulator.analysis.fleet_metrics import ObservedFleet
@@ -45,17 +44,18 @@ MOST_REQUESTS = 5_000
 def write_fleet_run(run: Run[ObservedFleet], metrics: Mapping[str, Any], directory: Path) -> None:
     """Write scenario, metrics, tables and report; all of it appears or nothing does."""
     records, instances = run.result.records, run.result.run.instances
+    page = fleet_page(run.scenario, metrics, records)
 
     def write_report(draft: Path) -> None:
         write_columns(metrics["time_series"], draft / "time_series.parquet")
         if records is not None:
             write_columns(request_columns(records, instances), draft / "requests.parquet")
             write_trace(fleet_events(records, instances), draft / PERFETTO_FILE)
-        write_page(fleet_page(run.scenario, metrics, records), draft)
+        write_page(page, draft)
 
     write_run(
         directory,
-        scenario=write_resolved(run.scenario),
+        scenario=page.scenario,
         metrics=metrics,
         tables={},
         write_report=write_report,

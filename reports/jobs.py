@@ -89,14 +89,14 @@ def _page_alone(
     def write(run: Run[Any], metrics: Metrics, directory: Path) -> None:
         from reports.page import write_page
         from reports.run_directory import write_run
-        from simulator.scenario.files import write_resolved
 
+        shown = page(run, metrics)
         write_run(
             directory,
-            scenario=write_resolved(run.scenario),
+            scenario=shown.scenario,
             metrics=metrics,
             tables={},
-            write_report=lambda draft: write_page(page(run, metrics), draft),
+            write_report=lambda draft: write_page(shown, draft),
         )
 
     return write

@@ -26,7 +26,6 @@ from reports.perfetto import (
 )
 from reports.run_directory import write_run
 from simulator.execution.serving_run import ServingRun
-from simulator.scenario.files import write_resolved
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -277,11 +276,12 @@ def write_serving_run(run: Run[ServingRun], metrics: Mapping[str, Any], director
     from reports.tables import write_csv_rows
 
     tasks = task_columns(run.result)
+    page = step_page(run.scenario, metrics, tasks)
 
     def write_report(draft: Path) -> None:
         numbers = np.array(tasks["micro_batch"], dtype=np.int64)
         write_columns({**tasks, "micro_batch": numbers}, draft / "events.parquet")
-        write_page(step_page(run.scenario, metrics, tasks), draft)
+        write_page(page, draft)
         write_trace(serving_events(run.result), draft / PERFETTO_FILE)
         kernels = [
             row | {"sizes": ";".join(f"{size}={value}" for size, value in row["sizes"].items())}
@@ -293,7 +293,7 @@ def write_serving_run(run: Run[ServingRun], metrics: Mapping[str, Any], director
 
     write_run(
         directory,
-        scenario=write_resolved(run.scenario),
+        scenario=page.scenario,
         metrics=metrics,
         tables={},
         write_report=write_report,
