@@ -11,7 +11,8 @@ TABLES = (
     "h200_sxm_alike", "h200_sxm_alike_hosts", "h200_sxm_collectives", "h200_sxm_collectives_2",
     "h200_sxm_collectives_3", "h200_sxm_expert_parallel", "h200_sxm_expert_parallel_graph",
     "h200_sxm_expert_parallel_graph_2", "h200_sxm_pair", "h200_sxm_pair_both_3",
-    "h200_sxm_pair_both_4", "h200_sxm_pair_both_5", "h200_sxm_pair_four", "h200_sxm_pair_four_2",
+    "h200_sxm_pair_both_4", "h200_sxm_pair_both_5", "h200_sxm_pair_both_6", "h200_sxm_pair_four",
+    "h200_sxm_pair_four_2",
 )  # fmt: skip
 
 
