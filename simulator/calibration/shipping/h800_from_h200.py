@@ -84,8 +84,7 @@ def _wanted(row: Measurement, gpu: GpuProfile) -> bool:
     family = row.kind in KINDS or (row.kind == "gemm" and row.dtype == "bfloat16")
     fused_gate = row.kind == "gate" and row.kernel_set == PROBE_SET
     family = family or fused_gate
-    gradient = row.condition("accumulate") == "yes"
-    return family and not gradient and row.sms == gpu.sms and largest <= MOST_ROWS
+    return family and not row.accumulate and row.sms == gpu.sms and largest <= MOST_ROWS
 
 
 def _order(entry: tuple[tuple[object, ...], Measurement]) -> tuple[str, str, str]:
