@@ -25,6 +25,7 @@ from reports.perfetto import (
     write_trace,
 )
 from reports.run_directory import write_run
+from simulator.analysis.every_metric import leading
 from simulator.execution.serving_run import ServingRun
 
 if TYPE_CHECKING:
@@ -32,16 +33,6 @@ if TYPE_CHECKING:
 
     from simulator.analysis.run import Run
 
-_HEADLINE = (
-    "step_time_s",
-    "pass_time_s",
-    "tpot_s.mean",
-    "input_tokens_per_second_per_gpu",
-    "input_tokens_per_second_per_node",
-    "output_tokens_per_second_per_gpu",
-    "output_tokens_per_second_per_node",
-    "tokens_per_second_per_user",
-)
 _LONG_NAME = 30
 """Characters of the name of a kernel that fit on one line."""
 
@@ -105,13 +96,10 @@ def _headline(name: str, metrics: Mapping[str, Any]) -> Table:
         if case != "ideal_ranks"  # They have the column "ideal" as in every table.
     }
     rows = []
-    for path in _HEADLINE:
-        if _at(metrics, path) is not None:
-            values = (_at(of, path) for of in (metrics, *comparisons.values()))
-            first, *others = ("" if v is None else format_metric(path, v) for v in values)
-            rows.append((path, first, *beside_cells(metrics, path), *others))
-    for path in ("exposed_communication_s", "kv_cache_tokens_per_gpu", "largest_batch_per_gpu"):
-        rows.append((path, format_metric(path, metrics[path]), "", "", *("" for _ in comparisons)))
+    for path in leading_paths(metrics):
+        values = (figure_at(of, path) for of in (metrics, *comparisons.values()))
+        first, *others = ("" if v is None else format_metric(path, v) for v in values)
+        rows.append((path, first, *beside_cells(metrics, path), *others))
     table = Table(title=name, title_justify="left", caption_justify="left")
     told = told_columns(("metric", "expected", "ideal", "80% interval", *comparisons), rows)
     for place, head in told.items():
@@ -258,11 +246,23 @@ def _published(metrics: Mapping[str, Any]) -> Iterator[Table]:
         yield published_table(metrics["published"])
 
 
-def _at(metrics: Mapping[str, Any], path: str) -> float | None:
+def leading_paths(metrics: Mapping[str, Any]) -> list[str]:
+    """Paths of the figures that a serving step begins with, of those that its phase has."""
+    named = {name: metrics[name] for name in leading("serving_step")}
+    return [
+        f"{name}.mean" if isinstance(value, Mapping) else name
+        for name, value in named.items()
+        if value is not None
+    ]
+
+
+def figure_at(metrics: Mapping[str, Any], path: str) -> float | None:
+    """The figure at a path, a count as a whole number; None where there is none."""
     value: Any = metrics
     for name in path.split("."):
-        value = None if value is None else value[name]
-    return value if value is None else float(value)
+        value = None if value is None else value.get(name)
+    found: float | None = value
+    return found
 
 
 # -- files -----------------------------------------------------------------------------------------

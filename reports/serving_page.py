@@ -20,8 +20,16 @@ from reports.page import (
     shares_of,
 )
 from reports.palette import MEMORY, PROVENANCE
-from reports.tables import beside_cells, changed_text, format_metric, interval_text, kernels_rows
-from simulator.analysis.metric import label_of
+from reports.serving import expert_loads, figure_at, leading_paths, transfers_text
+from reports.tables import (
+    beside_cells,
+    changed_text,
+    format_metric,
+    format_published,
+    interval_text,
+    kernels_rows,
+)
+from simulator.analysis.metric import heading_of, label_of
 from simulator.scenario.files import Scenario
 
 TaskColumns: TypeAlias = Mapping[str, Sequence[Any]]
@@ -114,26 +122,14 @@ def _answer(scenario: Scenario, metrics: Mapping[str, Any]) -> Answer:
     prefill = metrics["phase"] == "prefill"
     path = "pass_time_s" if prefill else "step_time_s"
     ideal, interval = beside_cells(metrics, path)
-    way = "input" if prefill else "output"
-    figures = [
-        _figure(f"{way.capitalize()} tokens per second per node",
-                f"{way}_tokens_per_second_per_node", metrics),
-        _figure(f"{way.capitalize()} tokens per second per GPU",
-                f"{way}_tokens_per_second_per_gpu", metrics),
-    ]  # fmt: skip
-    if not prefill:
-        figures += [
-            _figure("Time per output token", "tpot_s.mean", metrics),
-            _figure("Tokens per second per user", "tokens_per_second_per_user", metrics),
-        ]
-    exposed = metrics["exposed_communication_s"]
-    figures += [
-        Figure("Communication that nothing hides", format_seconds(exposed),
-               note=f"{exposed / metrics[path]:.1%} of the time"),
-        Figure("Largest batch per GPU", f"{metrics['largest_batch_per_gpu']:,} requests",
-               note=f"KV cache of {metrics['kv_cache_tokens_per_gpu']:,} tokens fits, "
-               f"{metrics['kv_cache_tokens_needed_per_gpu']:,} needed"),
-    ]  # fmt: skip
+    notes = {
+        "exposed_communication_s": f"{metrics['exposed_communication_s'] / metrics[path]:.1%} of "
+        "the time",
+        "kv_cache_tokens_per_gpu": f"{metrics['kv_cache_tokens_needed_per_gpu']:,} needed",
+    }
+    figures = (
+        _figure(one, metrics, notes.get(one)) for one in leading_paths(metrics) if one != path
+    )
     budget = sorted(metrics["time_budget_s"].items(), key=lambda part: -part[1])[:_TOLD]
     whole = sum(metrics["time_budget_s"].values())
     named = ", ".join(f"{name} {seconds / whole:.0%}" for name, seconds in budget)
@@ -150,13 +146,16 @@ def _answer(scenario: Scenario, metrics: Mapping[str, Any]) -> Answer:
     )
 
 
-def _figure(label: str, path: str, metrics: Mapping[str, Any]) -> Figure:
+def _figure(path: str, metrics: Mapping[str, Any], note: str | None) -> Figure:
+    """A metric with its interval and, where nothing else is noted, its value of ideal ranks."""
     ideal, interval = beside_cells(metrics, path)
-    value: Any = metrics
-    for part in path.split("."):
-        value = value[part]
-    note = f"ideal ranks {ideal}" if ideal else ""
-    return Figure(label, format_metric(path, value), interval, note)
+    value = figure_at(metrics, path)
+    assert value is not None, "only what a run has leads"
+    # The label of a rate says what is counted.
+    text = format_metric(path, value) if "per_second" in path else format_published(path, value)
+    beside = f"ideal ranks {ideal}" if ideal else ""
+    label = heading_of(path.removesuffix(".mean"))
+    return Figure(label, text, interval, beside if note is None else note)
 
 
 def time_budget_chart(budget: Mapping[str, float]) -> Spans:
@@ -281,24 +280,13 @@ def _comparisons(metrics: Mapping[str, Any]) -> Table:
     """The iteration beside the same one under other conditions."""
     others: Mapping[str, Any] = metrics["comparisons"]
     rows = []
-    for path in (
-        "step_time_s", "pass_time_s", "tpot_s.mean", "output_tokens_per_second_per_node",
-        "input_tokens_per_second_per_node", "output_tokens_per_second_per_gpu",
-        "input_tokens_per_second_per_gpu", "tokens_per_second_per_user",
-    ):  # fmt: skip
-        values = [_at(metrics, path), *(_at(other, path) for other in others.values())]
-        if any(value is not None for value in values):
+    for path in leading_paths(metrics):
+        values = [figure_at(of, path) for of in (metrics, *others.values())]
+        if not others or any(value is not None for value in values[1:]):
             shown = ("-" if value is None else format_metric(path, value) for value in values)
             rows.append((label_of(path.removesuffix(".mean")), *shown))
     heads = ("figure", "|this run", *(f"|{name.replace('_', ' ')}" for name in others))
     return Table(heads, tuple(rows), "The same iteration, one thing changed.")
-
-
-def _at(metrics: Mapping[str, Any], path: str) -> float | None:
-    value: Any = metrics
-    for name in path.split("."):
-        value = None if value is None else value[name]
-    return value if value is None else float(value)
 
 
 def _kernels(metrics: Mapping[str, Any]) -> Iterator[Table]:
@@ -340,8 +328,6 @@ def _kernels(metrics: Mapping[str, Any]) -> Iterator[Table]:
 
 
 def _provenance(metrics: Mapping[str, Any]) -> Section:
-    from reports.serving import expert_loads, transfers_text
-
     split = [
         f"{part.replace('_', ' ')} over {gpus}"
         for part, gpus in metrics["tensor_parallel"].items()

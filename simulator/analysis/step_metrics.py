@@ -21,6 +21,14 @@ WAITING_FOR_RANKS = Metric(
     "time in which a rank can go on only when others have come as far: in a pipeline, to produce"
     " what it needs or to end their optimizer; before a collective, to begin it",
 )
+TPOT = Metric("tpot_s", "s", "less", "time per output token of one request", leads=True)
+TOKENS_PER_USER = Metric(
+    "tokens_per_second_per_user",
+    "tokens/s",
+    "more",
+    "output tokens per second of one request",
+    leads=True,
+)
 EVERY_JOB = (
     Metric(
         "step_time_s",
@@ -29,13 +37,6 @@ EVERY_JOB = (
         "time of one step: of training, of decode per token round, of a bound",
         leads=True,
     ),
-    Metric(
-        "tokens_per_second_per_user",
-        "tokens/s",
-        "more",
-        "output tokens per second of one request",
-    ),
-    Metric("tpot_s", "s", "less", "time per output token of one request"),
     Metric("published", "", None, "published value, in the unit of its metric"),
     Metric("published.simulated", "", None, "simulated value, in the unit of the published one"),
     Metric("published.error", "share", None, "simulated / published - 1"),
@@ -251,49 +252,62 @@ TRAINING = (
     ),
 )
 SERVING_STEP = (
-    Metric("pass_time_s", "s", "less", "time of one prefill pass"),
+    Metric("pass_time_s", "s", "less", "time of one prefill pass", leads=True),
+    TPOT,
     Metric(
         "input_tokens_per_second_per_gpu",
         "tokens/s",
         "more",
         "prompt tokens computed per second per GPU",
+        leads=True,
     ),
     Metric(
         "input_tokens_per_second_per_node",
         "tokens/s",
         "more",
         "prompt tokens computed per second per node",
+        leads=True,
     ),
     Metric(
         "output_tokens_per_second_per_gpu",
         "tokens/s",
         "more",
         "output tokens per second per GPU",
+        leads=True,
     ),
     Metric(
         "output_tokens_per_second_per_node",
         "tokens/s",
         "more",
         "output tokens per second per node",
+        leads=True,
     ),
-    Metric("tensor_parallel", "GPUs", None, "GPUs that each part of the model is split over"),
-    Metric("time_budget_s", "s", None, "parts that an iteration's time consists of"),
-    EXPOSED_COMMUNICATION,
-    WAITING_FOR_RANKS,
-    Metric("host_overhead_s", "s", "less", "time of the host between iterations"),
-    Metric("kv_cache_bytes_per_token", "bytes", "less", "KV cache of one token in all layers"),
-    Metric("kv_cache_tokens_per_gpu", "tokens", "more", "tokens whose KV cache fits into a GPU"),
+    TOKENS_PER_USER,
+    replace(EXPOSED_COMMUNICATION, leads=True),
     Metric(
-        "kv_cache_tokens_needed_per_gpu",
+        "kv_cache_tokens_per_gpu",
         "tokens",
-        None,
-        "tokens whose KV cache the job's requests need per GPU",
+        "more",
+        "tokens whose KV cache fits into a GPU",
+        leads=True,
     ),
     Metric(
         "largest_batch_per_gpu",
         "requests",
         "more",
         "requests per GPU that the KV cache has room for",
+        leads=True,
+    ),
+    Metric("tensor_parallel", "GPUs", None, "GPUs that each part of the model is split over"),
+    Metric("time_budget_s", "s", None, "parts that an iteration's time consists of"),
+    WAITING_FOR_RANKS,
+    Metric("host_overhead_s", "s", "less", "time of the host between iterations"),
+    Metric("kv_cache_bytes_per_token", "bytes", "less", "KV cache of one token in all layers"),
+    Metric(
+        "kv_cache_tokens_needed_per_gpu",
+        "tokens",
+        None,
+        "tokens whose KV cache the job's requests need per GPU",
     ),
     Metric("memory_bytes", "bytes", None, "memory of a GPU by what it holds, and its capacity"),
     Metric(
@@ -457,6 +471,8 @@ SERVING_STEP = (
     Metric("operators.sizes", "", None, "a dimension of a kernel"),
 )
 TPOT_LIMIT = (
+    TPOT,
+    TOKENS_PER_USER,
     Metric(
         "transfer_s",
         "s",
@@ -485,6 +501,8 @@ TPOT_LIMIT = (
     ),
 )
 OFFLOAD = (
+    TPOT,
+    TOKENS_PER_USER,
     Metric(
         "fixed_s",
         "s",

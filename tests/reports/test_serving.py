@@ -10,7 +10,10 @@ from rich.console import Console
 
 from reports.fit import fitted
 from reports.jobs import JOB_REPORTS
-from reports.serving import serving_events, serving_tables
+from reports.serving import serving_events, serving_tables, task_columns
+from reports.serving_page import step_page
+from simulator.analysis.every_metric import METRICS
+from simulator.analysis.metric import Metric
 from simulator.analysis.run import simulate
 from simulator.scenario.files import load_scenario
 
@@ -62,6 +65,25 @@ def test_a_headline_holds_figures_alone_and_says_below_what_they_rest_on(decode)
     assert [line.partition(":")[0] for line in lines] == [
         "kernel time", "kernels", "recipe", "transfers", "expert loads",
     ]  # fmt: skip
+
+
+def test_a_metric_that_leads_stands_in_table_and_page_without_a_line_of_its_own(
+    decode, monkeypatch
+):
+    share = Metric("host_share", "share", "less", "host over the step", leads=True)
+    monkeypatch.setitem(METRICS["serving_step"], share.name, share)
+    metrics = {**decode.metrics, "host_share": 0.125}
+    table = serving_tables("decode", metrics)[0]
+    assert [list(column.cells)[-1] for column in table.columns] == [
+        "host_share", "12.50%", "", "", "",
+    ]  # fmt: skip
+    figures = step_page(decode.scenario, metrics, task_columns(decode.result)).answer.figures
+    assert [figure.label for figure in figures] == [
+        "TPOT", "Output tokens per second per GPU", "Output tokens per second per node",
+        "Tokens per second per user", "Exposed communication", "KV cache tokens per GPU",
+        "Largest batch per GPU", "Host share",
+    ]  # fmt: skip
+    assert [figure.value for figure in figures[-2:]] == ["182 requests", "12.50%"]
 
 
 @pytest.mark.parametrize("columns", [80, 100])

@@ -69,3 +69,9 @@ def test_tables_begin_with_the_metrics_that_lead_in_their_order():
         "tflops_per_gpu_causal", "mfu_causal", "gpu_hours_per_trillion_tokens",
         "cost_usd_per_trillion_tokens", "bubble_s", "peak_memory_bytes",
     ]  # fmt: skip
+    assert leading("serving_step") == [
+        "step_time_s", "pass_time_s", "tpot_s", "input_tokens_per_second_per_gpu",
+        "input_tokens_per_second_per_node", "output_tokens_per_second_per_gpu",
+        "output_tokens_per_second_per_node", "tokens_per_second_per_user",
+        "exposed_communication_s", "kv_cache_tokens_per_gpu", "largest_batch_per_gpu",
+    ]  # fmt: skip
