@@ -16,6 +16,7 @@ import typer
 
 import simulator
 from simulator.analysis.every_metric import METRICS
+from simulator.analysis.machines import ON_CLUSTERS
 from simulator.analysis.named_fields import with_known_names
 from simulator.cli.app import command_line
 from simulator.scenario.describe import Field, scenario_fields
@@ -105,7 +106,7 @@ def fields() -> Iterator[str]:
 
 
 def metrics() -> Iterator[str]:
-    """Every metric of every job."""
+    """Every metric of every job, and of a step on several clusters."""
     yield "# Metrics\n"
     yield (
         "Names as in the JSON of `dsv3sim run --json`, in `--where`, `--objective` and `compare`.\n"
@@ -114,11 +115,14 @@ def metrics() -> Iterator[str]:
         "interval.\n"
     )
     yield MADE
-    for job, known in METRICS.items():
-        yield f"\n## {job}\n"
+    for of, known in (
+        *((job, tuple(own.values())) for job, own in METRICS.items()),
+        ("compare --cluster", ON_CLUSTERS),
+    ):
+        yield f"\n## {of}\n"
         yield from table(
             ("metric", "unit", "better", "meaning"),
-            ((f"`{one.name}`", one.unit, one.better or "", one.meaning) for one in known.values()),
+            ((f"`{one.name}`", one.unit, one.better or "", one.meaning) for one in known),
         )
 
 

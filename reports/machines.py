@@ -3,31 +3,56 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, TypeAlias
 
 from rich.table import Table
 
 from hardware_profiles.units import format_quantity, format_seconds
+from simulator.analysis.machines import ON_CLUSTERS
+from simulator.analysis.metric import Metric
 
-ROWS: tuple[tuple[str, str, Callable[[Any], str]], ...] = (
-    ("GPU", "gpu", str),
-    ("GPUs of the job", "gpus", "{:,}".format),
-    ("kernel times of", "calibration", str),
-    ("step", "seconds", format_seconds),
-    ("tokens per second per GPU", "tokens_per_second_per_gpu", "{:,.0f}".format),
-    ("rent per GPU", "usd_per_gpu_second", lambda value: format_quantity(value, "price_rate")),
-    ("USD per million tokens", "usd_per_million_tokens", "{:.3f}".format),
-    ("power of a GPU's board", "watts_per_gpu", lambda value: format_quantity(value, "power")),
-    ("joules per token", "joules_per_token", "{:.3f}".format),
-)
-"""(what is shown, field, how)"""
-COMPARED = frozenset(
-    {"seconds", "tokens_per_second_per_gpu", "usd_per_million_tokens", "joules_per_token"}
-)
-"""Fields with their ratio to the first machine that can run the job."""
+Machines: TypeAlias = Sequence[Mapping[str, Any]]
+"""As `dsv3sim compare --cluster --json` prints them."""
+_BY_UNIT: Mapping[str, Callable[[float], str]] = {
+    "s": format_seconds,
+    "tokens/s": "{:,.0f}".format,
+    "USD/s": lambda value: format_quantity(value, "price_rate"),
+    "USD": "{:.3f}".format,
+    "W": lambda value: format_quantity(value, "power"),
+    "J": "{:.3f}".format,
+}
 
 
-def machines_table(name: str, machines: Sequence[Mapping[str, Any]]) -> Table:
+def shown_on(machine: Mapping[str, Any], metric: Metric) -> str:
+    """A figure of one machine; dollars, joules and tokens are named by its label."""
+    return _BY_UNIT[metric.unit](machine[metric.name])
+
+
+def rows_side_by_side(able: Machines) -> Iterator[tuple[str, list[tuple[str, float | None]]]]:
+    """(label, (text, ratio to the first) of each machine) of what machines are and of each figure;
+    no ratio for the first itself, nor for what is better neither way."""
+    for label, field in (
+        ("GPU", "gpu"),
+        ("GPUs of the job", "gpus"),
+        ("kernel times of", "calibration"),
+    ):
+        values = [machine[field] for machine in able]
+        yield label, [(f"{v:,}" if isinstance(v, int) else v, None) for v in values]
+    for metric in ON_CLUSTERS:
+        first, name = able[0], metric.name
+        yield (
+            metric.label,
+            [
+                (
+                    shown_on(machine, metric),
+                    machine[name] / first[name] if metric.better and machine is not first else None,
+                )
+                for machine in able
+            ],
+        )
+
+
+def machines_table(name: str, machines: Machines) -> Table:
     """A column for each machine; ratios are to the first that can run the job."""
     table = Table(title=f"{name}: ratios in brackets are to the first", title_justify="left")
     table.caption, table.caption_justify = "\n".join(_notes(machines)), "left"
@@ -35,28 +60,19 @@ def machines_table(name: str, machines: Sequence[Mapping[str, Any]]) -> Table:
     able = [machine for machine in machines if "reason" not in machine]
     for machine in able:
         table.add_column(machine["cluster"], justify="right")
-    for label, field, show in ROWS if able else ():
-        first = able[0][field]
-        cells = [
-            show(machine[field])
-            + (
-                f" ({machine[field] / first:.2f})"
-                if field in COMPARED and machine is not able[0]
-                else ""
-            )
-            for machine in able
-        ]
-        table.add_row(label, *cells)
+    for label, cells in rows_side_by_side(able) if able else ():
+        texts = (text if ratio is None else f"{text} ({ratio:.2f})" for text, ratio in cells)
+        table.add_row(label, *texts)
     return table
 
 
-def _notes(machines: Sequence[Mapping[str, Any]]) -> list[str]:
+def _notes(machines: Machines) -> list[str]:
     """Who cannot run it, and where power was not measured."""
     notes = [f"{one['cluster']}: {one['reason']}" for one in machines if "reason" in one]
     return [*notes, *power_notes(machines)]
 
 
-def power_notes(machines: Sequence[Mapping[str, Any]]) -> Iterator[str]:
+def power_notes(machines: Machines) -> Iterator[str]:
     """Notes on the GPUs whose power nobody measured."""
     assumed = {
         one["gpu"]: one["power_measured_on"]

@@ -2,23 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Iterator, Sequence
+from functools import partial
 
 from hardware_profiles.units import format_seconds
 from reports.charts import ChartAxis, Columns
-from reports.machines import COMPARED, ROWS, power_notes
+from reports.machines import Machines, power_notes, rows_side_by_side, shown_on
 from reports.page import Answer, Cell, Figure, Page, Section, Table
+from reports.palette import SERIES
 from simulator.analysis.kernels_used import difference_in_kind
-
-_CHARTS = (
-    ("tokens_per_second_per_gpu", "Tokens per second per GPU", "tokens/s", "blue"),
-    ("usd_per_million_tokens", "Cost of a million tokens", "USD", "orange"),
-    ("joules_per_token", "Energy of a token", "J", "green"),
-)
-"""(field, title, unit, hue)"""
-
-Machines = Sequence[Mapping[str, Any]]
+from simulator.analysis.machines import ON_CLUSTERS
+from simulator.analysis.metric import Metric, heading_of
 
 
 def machines_page(name: str, changes: Sequence[str], machines: Machines) -> Page:
@@ -27,18 +21,17 @@ def machines_page(name: str, changes: Sequence[str], machines: Machines) -> Page
     Args:
         name: the scenario.
         changes: texts "path=value" of it.
-        machines: as `dsv3sim compare --cluster --json` prints them; one at least can run the job.
+        machines: one at least can run the job.
     """
     able = [machine for machine in machines if "reason" not in machine]
     unable = [machine for machine in machines if "reason" in machine]
-    best = max(able, key=lambda machine: machine["tokens_per_second_per_gpu"])
-    cheapest = min(able, key=lambda machine: machine["usd_per_million_tokens"])
-    least = min(able, key=lambda machine: machine["joules_per_token"])
+    leading = [metric for metric in ON_CLUSTERS if metric.leads]
+    headline, *others = (_best(able, metric) for metric in leading)
     notes = [f"Note: {note}." for note in (difference_in_kind(able), *power_notes(able)) if note]
     sections = [
         Section(
             "Side by side",
-            (*(_columns(able, *of) for of in _CHARTS), _table(able)),
+            (*map(partial(_columns, able), leading, SERIES), _table(able)),
             " ".join(notes),
         ),
         *([Section("Clusters that cannot run it", (_unable(unable),))] if unable else []),
@@ -48,14 +41,10 @@ def machines_page(name: str, changes: Sequence[str], machines: Machines) -> Page
         name=name,
         description=f"{name} on {', '.join(machine['cluster'] for machine in machines)}",
         answer=Answer(
-            Figure("Most tokens per second per GPU", f"{best['tokens_per_second_per_gpu']:,.0f}",
-                   note=best["cluster"]),
+            headline,
             (
-                Figure("Cheapest million tokens", f"{cheapest['usd_per_million_tokens']:.3f} USD",
-                       note=cheapest["cluster"]),
-                Figure("Least energy per token", f"{least['joules_per_token']:.3f} J",
-                       note=least["cluster"]),
-                *(Figure(machine["cluster"], format_seconds(machine["seconds"]),
+                *others,
+                *(Figure(machine["cluster"], format_seconds(machine["step_time_s"]),
                          note=f"step on {machine['gpus']:,} {machine['gpu']}")
                   for machine in able),
             ),
@@ -70,36 +59,38 @@ def machines_page(name: str, changes: Sequence[str], machines: Machines) -> Page
     )  # fmt: skip
 
 
-def _columns(able: Machines, field: str, title: str, unit: str, hue: str) -> Columns:
+def _best(able: Machines, metric: Metric) -> Figure:
+    """The cluster that a figure is best on."""
+    most = metric.better == "more"
+    best = (max if most else min)(able, key=lambda machine: machine[metric.name])
+    label = f"{'Most' if most else 'Least'} {metric.label}"
+    return Figure(label, shown_on(best, metric), note=best["cluster"])
+
+
+def _columns(able: Machines, metric: Metric, hue: str) -> Columns:
+    title = heading_of(metric.name)
     return Columns(
         title,
         "One column per cluster.",
-        ChartAxis(unit, low=0.0),
+        ChartAxis(metric.unit, low=0.0),
         "cluster",
         tuple(machine["cluster"] for machine in able),
-        ((title, hue, tuple(float(machine[field]) for machine in able)),),
+        ((title, hue, tuple(float(machine[metric.name]) for machine in able)),),
         height=170.0,
     )
 
 
 def _table(able: Machines) -> Table:
-    rows: list[tuple[str | Cell, ...]] = []
-    for label, field, show in ROWS:
-        first = able[0][field]
-        rows.append(
-            (
-                label,
-                *(
-                    Cell(
-                        show(machine[field]),
-                        under=f"{machine[field] / first:.3f} of the first"
-                        if field in COMPARED and machine is not able[0]
-                        else "",
-                    )
-                    for machine in able
-                ),
-            )
+    rows: Iterator[tuple[str | Cell, ...]] = (
+        (
+            label,
+            *(
+                Cell(text, under="" if ratio is None else f"{ratio:.3f} of the first")
+                for text, ratio in cells
+            ),
         )
+        for label, cells in rows_side_by_side(able)
+    )
     heads = ("figure", *(f"|{machine['cluster']}" for machine in able))
     return Table(heads, tuple(rows), "Ratios are to the first cluster that can run the job.")
 

@@ -91,13 +91,13 @@ SERVING_PLANS = {"best": 0, "plans": [SERVING_PLAN]}
 
 H800 = {
     "cluster": "h800_2048", "gpu": "h800_sxm", "gpus": 2048, "calibration": "h800_sxm",
-    "seconds": 20.0, "tokens_per_second_per_gpu": 1500.0, "usd_per_gpu_second": 2 / 3600,
+    "step_time_s": 20.0, "tokens_per_second_per_gpu": 1500.0, "usd_per_gpu_second": 2 / 3600,
     "usd_per_million_tokens": 0.3704, "watts_per_gpu": 600.0, "joules_per_token": 0.4,
     "power_measured_on": ["h800_sxm"],
     "kernels": {"training": {"calibration": "h800_sxm", "kind": "engine"}},
 }  # fmt: skip
 GB200 = H800 | {
-    "cluster": "gb200_nvl72", "gpu": "gb200", "gpus": 256, "seconds": 40.0,
+    "cluster": "gb200_nvl72", "gpu": "gb200", "gpus": 256, "step_time_s": 40.0,
     "tokens_per_second_per_gpu": 6000.0, "usd_per_million_tokens": 0.4, "joules_per_token": 0.2,
     "power_measured_on": ["h100_sxm"],
     "kernels": {"training": {"calibration": "gb200_reference", "kind": "reference"}},

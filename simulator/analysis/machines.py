@@ -15,6 +15,7 @@ from typing import Any
 
 from hardware_profiles.schema import GpuProfile, load_cluster, load_gpu
 from hardware_profiles.units import Watts
+from simulator.analysis.metric import Metric
 from simulator.analysis.run import STEP_TIMES, simulate
 from simulator.analysis.whole_runs import DECODE, PREFILL, TRAIN_MICROBATCH, Step, every_step
 from simulator.scenario.files import Scenario, load_scenario
@@ -22,6 +23,33 @@ from simulator.scenario.serving import ServingStepJob
 from simulator.scenario.starting_hardware import nearest_calibration
 from simulator.scenario.training import TrainingJob
 
+ON_CLUSTERS = (
+    Metric("step_time_s", "s", "less", "time of one step, or of one prefill pass"),
+    Metric(
+        "tokens_per_second_per_gpu",
+        "tokens/s",
+        "more",
+        "tokens trained on, computed of prompts or generated, per second per GPU",
+        leads=True,
+    ),
+    Metric("usd_per_gpu_second", "USD/s", None, "rent of one GPU"),
+    Metric(
+        "usd_per_million_tokens",
+        "USD",
+        "less",
+        "rent of the GPUs while they work on 10^6 of these tokens",
+        leads=True,
+    ),
+    Metric("watts_per_gpu", "W", None, "power of a GPU's board while it works"),
+    Metric(
+        "joules_per_token",
+        "J",
+        "less",
+        "energy of the GPUs' boards per token",
+        leads=True,
+    ),
+)
+"""Figures of a step on a cluster, in the order of tables."""
 RATES = {
     "training": "tokens_per_second_per_gpu",
     "prefill": "input_tokens_per_second_per_gpu",
@@ -115,7 +143,7 @@ def _on(name: str, changes: Sequence[str], cluster: str, kind: str, own: str) ->
     seconds = next(metrics[path] for path in STEP_TIMES if metrics.get(path) is not None)
     return found | {
         "gpus": job.gpus if isinstance(job, ServingStepJob) else scenario.cluster.gpus,
-        "seconds": seconds,
+        "step_time_s": seconds,
         "tokens_per_second_per_gpu": rate,
         "usd_per_million_tokens": scenario.cluster.gpu_price * _MILLION / rate,
         "usd_per_gpu_second": scenario.cluster.gpu_price,

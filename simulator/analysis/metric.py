@@ -44,6 +44,9 @@ _NAMES: Mapping[str, str] = {
     "cost_usd": "cost",
     "cost_usd_per_trillion_tokens": "cost per trillion tokens",
     "cost_usd_per_million_output_tokens": "cost per million output tokens",
+    "usd_per_gpu_second": "rent per GPU",
+    "usd_per_million_tokens": "USD per million tokens",
+    "watts_per_gpu": "power of a GPU's board",
 }
 """Names of which the words alone make no good label."""
 
