@@ -67,7 +67,7 @@ from simulator.workload.schedules.files import is_schedule_file
 from simulator.workload.schedules.held import held_activations
 from simulator.workload.schedules.known import SCHEDULES, build_schedule
 from simulator.workload.schedules.order import Schedule
-from simulator.workload.sharding import OPTIMIZERS, HeldParameters, Sharding
+from simulator.workload.sharding import HeldParameters, Sharding, check_optimizer
 from simulator.workload.state_tasks import state_operators
 from simulator.workload.tensor_parallel import check_tokens
 
@@ -150,8 +150,8 @@ def sharding_of(job: TrainingJob, layout: ParallelLayout, schedule: Schedule) ->
 
 
 def check_training_names(job: TrainingJob, gpu: GpuProfile) -> None:
-    """Raise ValueError for a schedule, recipe or optimizer that does not exist, or a GPU without
-    SMs left."""
+    """Raise ValueError for a schedule, recipe or optimizer that does not exist, an optimizer that
+    cannot keep its state as the job says, or a GPU without SMs left."""
     if not is_schedule_file(job.schedule):
         by_name(SCHEDULES, job.schedule, "training.schedule")
     elif not Path(job.schedule).is_file():
@@ -161,7 +161,7 @@ def check_training_names(job: TrainingJob, gpu: GpuProfile) -> None:
             "`dsv3sim show schedule` prints"
         )
     check_multiplied(job.recipe, gpu, field="training.recipe", allowed=TRAINED)
-    by_name(OPTIMIZERS, job.optimizer.name, "training.optimizer.name")
+    check_optimizer(job)
     if job.communication_sms >= gpu.sms:
         raise ValueError(
             f"training.communication_sms: {job.communication_sms} leaves no SM for compute; "

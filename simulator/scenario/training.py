@@ -181,22 +181,7 @@ class TrainingJob(Profile):
         return self
 
     @model_validator(mode="after")
-    def _keeps_state_as_can_be(self) -> Self:
-        if self.optimizer.offload == "cpu" and self.optimizer.name == "muon":
-            raise ValueError(
-                "optimizer.offload: cpu: products of optimizer.name muon are simulated on GPUs "
-                "only; allowed: none, or another optimizer"
-            )
-        if self.optimizer.name == "muon" and self.tensor_parallel * self.expert_tensor_parallel > 1:
-            raise ValueError(
-                "optimizer.name: muon: updates whole matrices, and tensor_parallel and "
-                "expert_tensor_parallel cut them; allowed: both 1, or another optimizer"
-            )
-        if self.zero == 3 and self.optimizer.name == "muon":
-            raise ValueError(
-                "zero: 3: cuts every matrix into shards, and optimizer.name muon updates whole "
-                "ones on their owners; allowed: zero from 0 to 2, or another optimizer"
-            )
+    def _gathers_what_it_shares(self) -> Self:
         if self.zero == 0 and self.parameter_gather == "overlapped":
             raise ValueError(
                 "parameter_gather: overlapped: with zero 0 every GPU updates all of its parameters "

@@ -22,7 +22,8 @@ from typing import NamedTuple
 
 from hardware_profiles.units import Bytes
 from reference_model.formats import BITS
-from simulator.scenario.training import OptimizerTypes
+from simulator.scenario.files import by_name
+from simulator.scenario.training import OptimizerTypes, TrainingJob
 from simulator.workload.muon import Matrix, busiest, owned, values
 
 BF16_BYTES = 2
@@ -52,6 +53,29 @@ OPTIMIZERS: Mapping[str, Optimizer] = {
     "lion": Optimizer("Lion", moments=1),
 }
 """Optimizers by the name that a scenario's training.optimizer gives."""
+
+
+def check_optimizer(job: TrainingJob) -> None:
+    """Raise ValueError for an optimizer that does not exist, or one of whole matrices where the job
+    cuts them or keeps their state in CPU memory."""
+    name = job.optimizer.name
+    if by_name(OPTIMIZERS, name, "training.optimizer.name").of_matrices is None:
+        return
+    if job.optimizer.offload == "cpu":
+        raise ValueError(
+            f"training.optimizer.offload: cpu: products of optimizer.name {name} are simulated on "
+            "GPUs only; allowed: none, or another optimizer"
+        )
+    if job.tensor_parallel * job.expert_tensor_parallel > 1:
+        raise ValueError(
+            f"training.optimizer.name: {name}: updates whole matrices, and tensor_parallel and "
+            "expert_tensor_parallel cut them; allowed: both 1, or another optimizer"
+        )
+    if job.zero == 3:
+        raise ValueError(
+            f"training.zero: 3: cuts every matrix into shards, and optimizer.name {name} updates "
+            "whole ones on their owners; allowed: zero from 0 to 2, or another optimizer"
+        )
 
 
 def master_and_moments_bytes(types: OptimizerTypes, *, orthogonalized: bool = False) -> int:

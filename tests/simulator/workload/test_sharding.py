@@ -2,13 +2,17 @@
 
 import pytest
 
-from simulator.scenario.training import OptimizerTypes
+from simulator.scenario.files import load_scenario
+from simulator.scenario.training import OptimizerTypes, TrainingJob
 from simulator.workload.sharding import (
+    OPTIMIZERS,
     HeldParameters,
     HeldWeight,
+    Optimizer,
     Parameters,
     Sharding,
     _most_at_once,
+    check_optimizer,
 )
 
 # Two layers in FP8: 800 and 1,600 replicated parameters, 600 and 6,000 of experts, all quantised
@@ -121,6 +125,26 @@ def test_muon_keeps_one_moment_of_whole_matrices_on_the_owner_of_most():
     # The rest takes AdamW: 4 bytes of master weight, and 2 for each moment.
     assert of.optimizer_bytes(OF_MATRICES) == 25 * (4 + 2 * 2) + 4608 * (4 + 2)
     assert of.orthogonalized(OF_MATRICES) == [(64, 64), (16, 16), (16, 16)]
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (["optimizer.offload=cpu"], "training.optimizer.offload: cpu: products of optimizer.name "),
+        (["tensor_parallel=2"], "training.optimizer.name: of_matrices: updates whole matrices"),
+        (["zero=3"], "training.zero: 3: cuts every matrix .* optimizer.name of_matrices updates"),
+    ],
+)
+def test_any_optimizer_of_matrices_keeps_them_whole_and_on_gpus(changes, message, monkeypatch):
+    monkeypatch.setitem(OPTIMIZERS, "of_matrices", Optimizer("New", moments=2, of_matrices=1))
+
+    def check(name):
+        scenario = load_scenario("dualpipe_h800_2048", [f"optimizer.name={name}", *changes])
+        check_optimizer(scenario.job_as(TrainingJob))
+
+    check("adamw")
+    with pytest.raises(ValueError, match=message):
+        check("of_matrices")
 
 
 def test_without_sharing_every_gpu_orthogonalises_all_matrices():
