@@ -92,13 +92,13 @@ PHASES: Mapping[str, tuple[str, str]] = {
 }
 """Phases of an operator in the order of legends."""
 
-BUDGET: Mapping[str, tuple[str, str]] = {
-    "forward_s": ("forward", "blue"),
-    "backward_s": ("backward", "orange"),
-    "weight_s": ("weight gradient", "green"),
-    "overlapped_s": ("overlapped pairs", "purple"),
-    "bubble_s": ("bubble", "pale"),
-    "optimizer_s": ("optimizer", "grey"),
+BUDGET: Mapping[str, str] = {
+    "forward_s": "blue",
+    "backward_s": "orange",
+    "weight_s": "green",
+    "overlapped_s": "purple",
+    "bubble_s": "pale",
+    "optimizer_s": "grey",
 }
 """Parts of a rank's step in the order of stacking, by metric."""
 

@@ -251,8 +251,8 @@ def budget_chart(tables: RunTables) -> Columns:
         shown_in("time", "time", tables.metrics["step_time_s"]),
         "pipeline rank",
         tuple(map(str, range(len(ranks)))),
-        tuple((name, hue, tuple(rank[part] for rank in ranks))
-              for part, (name, hue) in BUDGET.items()),
+        tuple((label_of(part), hue, tuple(rank[part] for rank in ranks))
+              for part, hue in BUDGET.items()),
     )  # fmt: skip
 
 

@@ -37,6 +37,8 @@ _WORDS: Mapping[str, str] = {
 _NAMES: Mapping[str, str] = {
     "mfu_non_causal": "MFU (non-causal)",
     "tflops_per_gpu_non_causal": "TFLOP/s per GPU (non-causal)",
+    "weight_s": "weight gradient",
+    "overlapped_s": "overlapped pairs",
     "gpu_hours": "GPU hours",
     "gpu_hours_per_trillion_tokens": "GPU hours per trillion tokens",
     "e2e_s": "end to end",

@@ -9,6 +9,7 @@ from reference_model.pipeline_actions import WORKS
 from reference_model.trace import PHASES as TRACED_PHASES
 from reports import palette
 from reports.palette import BACKGROUND, HUES, LINK, MUTED, SOFT, contrast, luminance, words_on
+from simulator.analysis.every_metric import METRICS
 from simulator.hardware.prediction import PROVENANCES
 
 # What is left of linear red, green and blue for eyes without one sort of cones (Machado, Oliveira
@@ -78,8 +79,10 @@ def test_what_a_legend_names_has_a_hue():
     assert set(palette.WORKS) == {*WORKS, "optimizer"}
     assert set(palette.PHASES) == set(TRACED_PHASES)
     assert list(palette.PROVENANCE) == list(PROVENANCES)
+    assert palette.BUDGET.keys() <= {name.removeprefix("ranks.") for name in METRICS["training"]}
     named = [hue for _, hue in (*palette.WORKS.values(), *palette.PHASES.values(),
-                                *palette.BUDGET.values(), *palette.MEMORY.values())]  # fmt: skip
-    named += [*palette.PROVENANCE.values(), *palette.CAUSES.values(), *palette.SERIES]
+                                *palette.MEMORY.values())]  # fmt: skip
+    named += [*palette.BUDGET.values(), *palette.PROVENANCE.values()]
+    named += [*palette.CAUSES.values(), *palette.SERIES]
     assert set(named) <= HUES.keys()
     assert set(palette.CAUSES.values()) == set(palette.SORTS.values())

@@ -87,6 +87,9 @@ def test_the_time_budget_stacks_to_the_step_time(tables: RunTables):
     chart = budget_chart(tables)
     totals = [sum(values) for values in zip(*(v for _, _, v in chart.parts), strict=True)]
     assert totals == pytest.approx([tables.metrics["step_time_s"]] * 4)
+    assert [name for name, _, _ in chart.parts] == [
+        "forward", "backward", "weight gradient", "overlapped pairs", "bubble", "optimizer",
+    ]  # fmt: skip
     assert [name for name, _, _ in communication_chart(tables).parts] == [
         "hidden communication", "exposed communication",
     ]  # fmt: skip
