@@ -76,6 +76,8 @@ PANELS: Sequence[tuple[str, ChartAxis, str, Mapping[str, str]]] = (
     ),
 )
 
+_LIMITED = ("ttft_s", "tpot_s")
+"""Latencies that a service level limits."""
 _LATENCY_BINS = 120
 
 FILES = (
@@ -142,10 +144,8 @@ def fleet_page(
 def _answer(scenario: Scenario, metrics: Mapping[str, Any]) -> Answer:
     limit = metrics["service_level"]
     figures = [
-        Figure("TTFT, p90", *_latency("ttft_s", "p90", metrics),
-               note=f"asked for: {format_seconds(limit['ttft_s'])}"),
-        Figure("TPOT, p90", *_latency("tpot_s", "p90", metrics),
-               note=f"asked for: {format_seconds(limit['tpot_s'])}"),
+        *(Figure(heading_of(f"{path}.p90"), *_latency(path, "p90", metrics),
+                 note=f"asked for: {format_seconds(limit[path])}") for path in _LIMITED),
         *(Figure(heading_of(path),
                  format_figure(path, metrics[path]), interval_cell(path, metrics))
           for path in ("output_tokens_per_second_per_node", "nodes",
@@ -176,11 +176,11 @@ def _latency(path: str, statistic: str, metrics: Mapping[str, Any]) -> tuple[str
 def limits_text(metrics: Mapping[str, Any]) -> str:
     """Which part of the service level is missed, and which pool has least room."""
     parts = []
-    for path, name in (("ttft_s", "TTFT"), ("tpot_s", "TPOT")):
+    for path in _LIMITED:
         found, limit = metrics[path]["p90"], metrics["service_level"][path]
         if found is not None and found > limit:
             parts.append(
-                f"{name}: its p90 is {format_seconds(found, digits=3)}, "
+                f"{label_of(path)}: its p90 is {format_seconds(found, digits=3)}, "
                 f"{format_seconds(limit)} was asked for"
             )
     pools = {name: pool for name, pool in metrics["pools"].items() if pool["utilisation"]}
@@ -210,8 +210,8 @@ def latency_chart(metrics: Mapping[str, Any]) -> Lines:
             for (path, curve), hue in zip(curves.items(), SERIES, strict=False)
         ),
         upright=tuple(
-            Reference(metrics["service_level"][path], name)
-            for path, name in (("ttft_s", "TTFT limit"), ("tpot_s", "TPOT limit"))
+            Reference(metrics["service_level"][path], f"{label_of(path)} limit")
+            for path in _LIMITED
         ),
     )
 
@@ -235,11 +235,10 @@ def time_charts(metrics: Mapping[str, Any], records: FleetRecords | None) -> lis
         return charts
     requests = records.all_requests()
     latencies = [
-        _latency_over_time(name, requests["arrival_s"], seconds, metrics["service_level"][path], x)
-        for path, name, seconds in (
-            ("ttft_s", "TTFT", ttft_s(requests)),
-            ("tpot_s", "TPOT", tpot_s(requests)),
+        _latency_over_time(
+            label_of(path), requests["arrival_s"], of(requests), metrics["service_level"][path], x
         )
+        for path, of in zip(_LIMITED, (ttft_s, tpot_s), strict=True)
     ]
     return [*latencies, *charts]
 

@@ -397,9 +397,9 @@ def limit_page(scenario: Scenario, metrics: Mapping[str, Any]) -> Page:
         scenario,
         kind="Bound on TPOT",
         answer=Answer(
-            Figure("Time per output token, at best", format_seconds(bound)),
+            Figure(f"{heading_of('tpot_s')}, at best", format_seconds(bound)),
             (
-                Figure("Tokens per second per user, at most",
+                Figure(f"{heading_of('tokens_per_second_per_user')}, at most",
                        f"{metrics['tokens_per_second_per_user']:,.1f}"),
                 Figure("Bytes of a transfer", format_bytes(metrics["transfer_bytes"])),
                 Figure("Link", format_bandwidth(metrics["link_bandwidth_bytes_per_s"])),
@@ -457,10 +457,9 @@ def offload_page(scenario: Scenario, metrics: Mapping[str, Any]) -> Page:
         scenario,
         kind="Offload server",
         answer=Answer(
-            Figure("Time per output token", format_seconds(token)),
+            _figure("tpot_s.mean", metrics, None),
             (
-                Figure("Tokens per second per user",
-                       f"{metrics['tokens_per_second_per_user']:,.1f}"),
+                _figure("tokens_per_second_per_user", metrics, None),
                 Figure("CPU memory reads experts at",
                        format_bandwidth(metrics["cpu_expert_bytes_per_s"]),
                        note=f"{peak:.0%} of its peak"),
