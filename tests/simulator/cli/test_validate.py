@@ -54,11 +54,11 @@ def test_a_ledger_is_held_against_the_steps_that_were_measured(tmp_path):
     ledger = Path(__file__).parents[3] / "docs" / "predictions.jsonl"
     done = dsv3sim("validate", "--whole", "--ledger", str(ledger), cwd=tmp_path)
     assert done.returncode == 0, done.stderr
-    assert "57 of 62 measured values lie in their intervals" in " ".join(done.stdout.split())
+    assert "173 of 197 measured values lie in their intervals" in " ".join(done.stdout.split())
     found = dsv3sim("validate", "--whole", "--ledger", str(ledger), "--json", cwd=tmp_path)
     rows = json.loads(found.stdout)["predictions"]
     unseen = [row for row in rows if not row["truth_known"]]
-    assert (len(rows), len(unseen), sum(row["inside"] for row in unseen)) == (62, 20, 16)
+    assert (len(rows), len(unseen), sum(row["inside"] for row in unseen)) == (197, 20, 16)
 
 
 def test_a_folder_without_recorded_jobs_is_refused(tmp_path):
