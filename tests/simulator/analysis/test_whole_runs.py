@@ -217,6 +217,14 @@ def timed(kind, burst, turn):
     ]  # fmt: skip
 
 
+def test_the_optimizer_is_part_of_a_training_step_alone(steps, monkeypatch):
+    asked = []
+    monkeypatch.setattr(whole_runs, "predict", lambda *_, optimizer: asked.append(optimizer))
+    for job in ("train_step", "train_microbatch"):
+        assert whole_runs.compare_step(steps[f"{job} four_layers 1 x 4096 graph"], ()) == []
+    assert asked == [True, False]
+
+
 def test_five_operators_tell_kernels_from_clocks(monkeypatch):
     """Bursts of the other device take 10% longer, turns 32%: a factor of 1.2 is the clock's. The
     sixth kind of operator, the shortest, does not count."""
